@@ -1,0 +1,89 @@
+"""The command line. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from agent_service import __version__
+
+_EPILOG = """\
+Every setting is also an environment variable, AGENT_SERVICE_ and its name in upper case; a flag wins.
+OPENAI_API_KEY and OPENAI_BASE_URL name the model endpoint; without both, the bundled local model is used.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; the exit code is 0 for success, 1 for what went wrong, 2 for bad usage."""
+    arguments = vars(_parser().parse_args(argv))
+    command = arguments.pop("command")
+    if command == "demo":
+        from agent_service.demo import run_demo
+
+        return run_demo(**arguments)
+    return _serve(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="agent-service",
+        description="A gRPC service that runs LLM agents, with tools that live in the caller's process.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"agent-service {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    serve = commands.add_parser(
+        "serve", help="run the service", description="Runs the service until it is told to stop."
+    )
+    serve.add_argument("--host", help="address to listen on (127.0.0.1)")
+    serve.add_argument("--port", type=int, help="port to listen on, 0 for a free one (50051)")
+    serve.add_argument(
+        "--insecure-any-address", action="store_true", default=None, help="allow an address other than loopback"
+    )
+    serve.add_argument("--store", help="path of the SQLite file, or 'memory' (agent-service.sqlite3)")
+    serve.add_argument("--model", help="model name (the only one the endpoint lists)")
+    serve.add_argument("--tools", help="server tools: module paths, comma-separated")
+    serve.add_argument("--log-level", help="debug, info, warning or error (info)")
+    serve.add_argument("--log-format", help="console, json or auto (auto)")
+    demo = commands.add_parser("demo", help="watch an agent call a tool, pause, resume and remember")
+    demo.add_argument("--keep", metavar="PATH", help="keep the SQLite file here instead of a temporary one")
+    return parser
+
+
+def _serve(flags: dict[str, object]) -> int:
+    import asyncio
+
+    from agent_service.settings import SettingsError, load_settings
+
+    try:
+        settings = load_settings(**flags)
+    except SettingsError as error:
+        return _fail(str(error))
+
+    from agent_service import wiring
+    from agent_service.local_model import LocalModelFailedError, LocalModelMissingError
+    from agent_service.logs import configure_logs
+    from agent_service.stores.sqlite_thread import SchemaError
+    from agent_service.tools import ToolLoadError
+    from agent_service.transport.server import BindError
+
+    configure_logs(settings.log_level, settings.log_format)
+    known = (wiring.StartError, LocalModelMissingError, LocalModelFailedError, SchemaError, ToolLoadError, BindError)
+    try:
+        asyncio.run(wiring.serve(settings, _ready))
+    except known as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _ready(address: str) -> None:
+    sys.stdout.write(f"listening on {address}\n")
+    sys.stdout.flush()
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    return 1

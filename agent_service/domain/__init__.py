@@ -1,0 +1,1 @@
+"""Values and pure rules: messages, tools, runs, events, errors. Imports nothing outward."""

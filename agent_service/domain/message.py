@@ -1,0 +1,124 @@
+"""Messages of a conversation: one value each, used by the store, the model clients and the transport alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from agent_service.domain.tool import Outcome, ToolCall
+
+
+class MessageType(StrEnum):
+    """The kinds of message, as callers choose them for an answer."""
+
+    USER = "user"
+    SYSTEM = "system"
+    ASSISTANT = "assistant"
+    REASONING = "reasoning"
+    TOOL_CALL = "tool_call"
+    TOOL_RETURN = "tool_return"
+    APPROVAL = "approval"
+
+
+@dataclass(frozen=True, slots=True)
+class UserContent:
+    """What the caller said; `name` is the speaker's, or empty."""
+
+    text: str
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SystemContent:
+    """An instruction given as input."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class AssistantContent:
+    """The model's text, exact."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningContent:
+    """The model's reasoning, exact; never sent back to it."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallsContent:
+    """The tool calls of one model answer, in its order; at least one."""
+
+    calls: tuple[ToolCall, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolReturnContent:
+    """The one outcome of one call; `text` is what the model is told."""
+
+    tool_call_id: str
+    name: str
+    outcome: Outcome
+    text: str
+    stdout: str = ""
+    stderr: str = ""
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalContent:
+    """A decision about a call; a record for people, not shown to the model."""
+
+    tool_call_id: str
+    approved: bool
+    edited_arguments_json: str = ""
+    note: str = ""
+
+
+InputContent = UserContent | SystemContent
+Content = (
+    UserContent
+    | SystemContent
+    | AssistantContent
+    | ReasoningContent
+    | ToolCallsContent
+    | ToolReturnContent
+    | ApprovalContent
+)
+
+CONTENT_TYPES: dict[MessageType, type[Content]] = {
+    MessageType.USER: UserContent,
+    MessageType.SYSTEM: SystemContent,
+    MessageType.ASSISTANT: AssistantContent,
+    MessageType.REASONING: ReasoningContent,
+    MessageType.TOOL_CALL: ToolCallsContent,
+    MessageType.TOOL_RETURN: ToolReturnContent,
+    MessageType.APPROVAL: ApprovalContent,
+}
+_TYPE_OF_CONTENT = {content: kind for kind, content in CONTENT_TYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One stored message.
+
+    `position` counts 1, 2, 3, ... in the conversation; `create_time` is Unix time in nanoseconds by the store's clock;
+    `step_id` is empty for input.
+    """
+
+    message_id: str
+    conversation_id: str
+    run_id: str
+    step_id: str
+    position: int
+    create_time: int
+    content: Content
+
+    @property
+    def type(self) -> MessageType:
+        """The kind of its content."""
+        return _TYPE_OF_CONTENT[type(self.content)]

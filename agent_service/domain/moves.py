@@ -1,0 +1,320 @@
+"""The run state machine: each move is a pure edit of a Draft. Stores apply them under the lock of the run's row.
+
+Two rules hold after every move. A call without outcome exists only while its run is active or interrupted. A run is
+PAUSED exactly when calls are pending and nothing on the server can proceed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from agent_service.domain.draft import Draft
+from agent_service.domain.errors import Reason
+from agent_service.domain.event import RunAccepted, RunCause, RunResumed, RunStarted, RunStopped, StepRestarted
+from agent_service.domain.message import (
+    AssistantContent,
+    InputContent,
+    ReasoningContent,
+    ToolCallsContent,
+    ToolReturnContent,
+)
+from agent_service.domain.run import Run, RunError, RunStatus, StopReason, Usage, status_of
+from agent_service.domain.tool import Call, CallState, Executor, Outcome, ToolCall, pending_of
+
+UNKNOWN_OUTCOME = "The outcome of this call is unknown: it may have been executed. The server stopped waiting for it."
+CANCELLED_BEFORE = "Cancelled: the run ended before this call was executed."
+CANCELLED_UNANSWERED = "Cancelled: the run ended before this call was answered. It may or may not have been executed."
+CUT_ARGUMENTS = "Not executed: the answer was cut by the token limit, so the arguments may be incomplete."
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCall:
+    """A call of a model answer, checked: it is refused (with the text for the model), or goes to its executor."""
+
+    tool_call_id: str
+    provider_call_id: str
+    name: str
+    arguments_json: str
+    executor: Executor
+    needs_approval: bool
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """A whole model answer, ready to be stored. Message ids are those its deltas carried.
+
+    `cut`: by the token limit. `call_required`: the request demanded a call. `first_token_time` is 0 if none came.
+    """
+
+    step_id: str
+    text: str
+    text_message_id: str
+    reasoning: str
+    reasoning_message_id: str
+    calls: tuple[PlannedCall, ...]
+    calls_message_id: str
+    usage: Usage
+    attempts: int
+    first_token_time: int
+    cut: bool
+    call_required: bool
+    max_invalid_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class CallResult:
+    """What came of a server tool call; `failed` makes it an error return."""
+
+    tool_call_id: str
+    text: str
+    failed: bool = False
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AskModel:
+    """Next: a model request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Execute:
+    """Next: these server calls, in the model's order."""
+
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Next: nothing; the run is paused, interrupted or over."""
+
+
+Next = AskModel | Execute | Stop
+
+
+def next_of(run: Run, batch: tuple[Call, ...]) -> Next:
+    """What the owner of the run does next."""
+    if run.status is not RunStatus.RUNNING:
+        return Stop()
+    runnable = tuple(c for c in batch if _runnable(c, batch))
+    return Execute(runnable) if runnable else AskModel()
+
+
+def begin(draft: Draft, inputs: tuple[InputContent, ...], owner: str) -> None:
+    """A new run: its input is stored and it starts at once."""
+    run = draft.run
+    draft.emit(RunAccepted(run.conversation_id, run.agent_id, run.overridden_tools))
+    for content in inputs:
+        draft.add_message(content)
+    draft.run = replace(draft.run, status=RunStatus.RUNNING, epoch=run.epoch + 1, owner=owner)
+    draft.emit(RunStarted(draft.run.epoch, RunCause.START))
+
+
+def record_answer(draft: Draft, step: StepRecord) -> None:
+    """Stores a model answer with its calls, and decides what it leads to."""
+    _count_step(draft, step)
+    if step.reasoning:
+        draft.add_message(ReasoningContent(step.reasoning), step.step_id, step.reasoning_message_id)
+    if step.text:
+        draft.add_message(AssistantContent(step.text), step.step_id, step.text_message_id)
+    if step.calls:
+        _record_calls(draft, step)
+    _after_answer(draft, step)
+
+
+def restart_step(draft: Draft, attempts: int, reason: str) -> None:
+    """The model is asked again for the step in hand; partial text of the attempt before is void."""
+    draft.run = replace(draft.run, model_attempts=draft.run.model_attempts + attempts)
+    draft.emit(StepRestarted(draft.run.model_attempts + 1, reason))
+
+
+def start_calls(draft: Draft, tool_call_ids: tuple[str, ...]) -> None:
+    """Server calls are about to be executed; after this they count as perhaps executed."""
+    for tool_call_id in tool_call_ids:
+        call = _known(draft, tool_call_id)
+        if not _runnable(call, draft.batch):
+            raise ValueError(f"{tool_call_id} cannot start in state {call.state}")
+        draft.put_call(replace(call, state=CallState.STARTED))
+
+
+def finish_calls(draft: Draft, results: tuple[CallResult, ...]) -> None:
+    """Server calls got their outcomes."""
+    for result in results:
+        outcome = Outcome.FAILED if result.failed else Outcome.RETURNED
+        settle(draft, _known(draft, result.tool_call_id), outcome, result.text, truncated=result.truncated)
+    rest_or_go_on(draft)
+
+
+def cancel(draft: Draft, stop_reason: StopReason = StopReason.CANCELLED) -> None:
+    """Ends the run for good and takes it from its owner. A run that is over stays as it is."""
+    if draft.run.status.terminal:
+        return
+    close_calls(draft)
+    draft.run = replace(draft.run, epoch=draft.run.epoch + 1, error=None)
+    stop(draft, stop_reason)
+
+
+def fail(draft: Draft, stop_reason: StopReason, error: RunError, attempts: int = 0) -> None:
+    """Stops the run by an error: interrupted if it is retryable (open calls stay open), else failed for good."""
+    draft.run = replace(draft.run, model_attempts=draft.run.model_attempts + attempts)
+    if not error.retryable:
+        close_calls(draft)
+    stop(draft, stop_reason, error)
+
+
+def interrupt(draft: Draft, error: RunError) -> None:
+    """Takes a running run from an owner that is gone or going."""
+    draft.run = replace(draft.run, epoch=draft.run.epoch + 1)
+    stop(draft, StopReason.ERROR, error)
+
+
+def abandon(draft: Draft) -> None:
+    """Settles an interrupted run as failed, because the conversation goes on without it."""
+    run = draft.run
+    if run.status is not RunStatus.INTERRUPTED or run.error is None or run.stop_reason is None:
+        raise ValueError(f"run {run.run_id} is {run.status}, not interrupted")
+    close_calls(draft)
+    draft.run = replace(draft.run, epoch=run.epoch + 1)
+    stop(draft, run.stop_reason, replace(run.error, retryable=False, retry_after=None))
+
+
+def resume(draft: Draft, cause: RunCause, owner: str) -> None:
+    """A paused run goes on under a new owner."""
+    run = draft.run
+    draft.run = replace(run, status=RunStatus.RUNNING, stop_reason=None, epoch=run.epoch + 1, owner=owner)
+    draft.emit(RunResumed(draft.run.epoch, cause))
+
+
+def stop(draft: Draft, stop_reason: StopReason, error: RunError | None = None) -> None:
+    """Writes the stop: new status, and the event that ends the waiting of callers."""
+    status = status_of(stop_reason, error)
+    draft.run = replace(
+        draft.run,
+        status=status,
+        stop_reason=stop_reason,
+        error=error,
+        owner="",
+        lease_expire_time=0,
+        end_time=draft.now if status.terminal else 0,
+    )
+    emit_stopped(draft)
+
+
+def emit_stopped(draft: Draft) -> None:
+    """Tells where the run stands and what it waits for."""
+    run = draft.run
+    draft.emit(
+        RunStopped(
+            status=run.status,
+            stop_reason=run.stop_reason or StopReason.REQUIRES_APPROVAL,
+            final=run.status.terminal,
+            remaining=pending_of(draft.batch),
+            usage=run.usage,
+            error=run.error,
+        )
+    )
+
+
+def settle(
+    draft: Draft,
+    call: Call,
+    outcome: Outcome,
+    text: str,
+    *,
+    stdout: str = "",
+    stderr: str = "",
+    truncated: bool = False,
+) -> None:
+    """Gives a call its one outcome, and the conversation the message of it."""
+    if call.settled:
+        raise ValueError(f"{call.tool_call_id} already has outcome {call.state}")
+    draft.put_call(replace(call, state=CallState(outcome.value), settle_time=draft.now))
+    content = ToolReturnContent(call.tool_call_id, call.name, outcome, text, stdout, stderr, truncated)
+    draft.add_message(content, call.step_id)
+
+
+def rest_or_go_on(draft: Draft) -> None:
+    """After calls moved: pause if only callers can go on, end if no step is left, else stay running."""
+    batch = draft.batch
+    open_calls = [call for call in batch if not call.settled]
+    if not open_calls:
+        if draft.run.steps_taken >= draft.run.max_steps:
+            stop(draft, StopReason.MAX_STEPS)
+    elif not any(call.state is CallState.STARTED or _runnable(call, batch) for call in open_calls):
+        stop(draft, StopReason.REQUIRES_APPROVAL)
+
+
+def close_calls(draft: Draft) -> None:
+    """Gives every open call an outcome the model can read: unknown if it was started, else cancelled."""
+    for call in draft.batch:
+        if call.settled:
+            continue
+        if call.state is CallState.STARTED:
+            settle(draft, call, Outcome.FAILED, UNKNOWN_OUTCOME)
+        elif call.state is CallState.PENDING and call.executor is Executor.CLIENT:
+            settle(draft, call, Outcome.CANCELLED, CANCELLED_UNANSWERED)
+        else:
+            settle(draft, call, Outcome.CANCELLED, CANCELLED_BEFORE)
+
+
+def _runnable(call: Call, batch: tuple[Call, ...]) -> bool:
+    """Whether the server may start this call: approved ones wait until no decision of the batch is missing."""
+    if call.state is CallState.PROPOSED:
+        return True
+    return call.state is CallState.APPROVED and not any(c.state is CallState.PENDING for c in batch)
+
+
+def _known(draft: Draft, tool_call_id: str) -> Call:
+    call = draft.call(tool_call_id)
+    if call is None:
+        raise ValueError(f"{tool_call_id} is not a call of {draft.run.run_id}")
+    return call
+
+
+def _count_step(draft: Draft, step: StepRecord) -> None:
+    run = draft.run
+    all_refused = bool(step.calls) and all(call.refusal for call in step.calls)
+    draft.run = replace(
+        run,
+        steps_taken=run.steps_taken + 1,
+        model_attempts=run.model_attempts + step.attempts,
+        usage=run.usage + step.usage,
+        invalid_steps=run.invalid_steps + 1 if all_refused else 0,
+        first_token_time=run.first_token_time or step.first_token_time,
+    )
+
+
+def _record_calls(draft: Draft, step: StepRecord) -> None:
+    calls = tuple(ToolCall(c.tool_call_id, c.name, c.arguments_json) for c in step.calls)
+    draft.add_message(ToolCallsContent(calls), step.step_id, step.calls_message_id)
+    for index, planned in enumerate(step.calls):
+        waits = planned.executor is Executor.CLIENT or planned.needs_approval
+        call = Call(
+            tool_call_id=planned.tool_call_id,
+            provider_call_id=planned.provider_call_id,
+            step_id=step.step_id,
+            step=draft.run.steps_taken,
+            index=index,
+            name=planned.name,
+            arguments_json=planned.arguments_json,
+            executor=planned.executor,
+            state=CallState.PENDING if waits else CallState.PROPOSED,
+        )
+        draft.put_call(call)
+        if step.cut or planned.refusal:
+            settle(draft, call, Outcome.FAILED, CUT_ARGUMENTS if step.cut else planned.refusal)
+
+
+def _after_answer(draft: Draft, step: StepRecord) -> None:
+    if step.cut:
+        stop(draft, StopReason.MAX_TOKENS_EXCEEDED)
+    elif not step.calls and step.call_required:
+        error = RunError(Reason.NO_TOOL_CALL, "a tool call was required, and the model made none")
+        stop(draft, StopReason.NO_TOOL_CALL, error)
+    elif not step.calls:
+        stop(draft, StopReason.END_TURN)
+    elif draft.run.invalid_steps >= step.max_invalid_steps:
+        message = f"{draft.run.invalid_steps} model answers in a row held nothing but refused tool calls"
+        stop(draft, StopReason.INVALID_TOOL_CALL, RunError(Reason.INVALID_TOOL_CALLS, message))
+    else:
+        rest_or_go_on(draft)

@@ -1,0 +1,194 @@
+"""A run and what it is pinned to: frozen values, and the one mapping from stop reason to status."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from agent_service.domain.errors import Reason
+from agent_service.domain.tool import ToolChoice, ToolSchema
+
+
+class RunStatus(StrEnum):
+    """Where a run stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    INTERRUPTED = "interrupted"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def terminal(self) -> bool:
+        """Never changes again."""
+        return self in _TERMINAL
+
+    @property
+    def busy(self) -> bool:
+        """Keeps the conversation from taking another run."""
+        return self in (RunStatus.RUNNING, RunStatus.PAUSED)
+
+
+_TERMINAL = frozenset({RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.EXPIRED})
+
+
+class StopReason(StrEnum):
+    """Why a run stopped."""
+
+    END_TURN = "end_turn"
+    REQUIRES_APPROVAL = "requires_approval"
+    MAX_STEPS = "max_steps"
+    TOOL_RULE = "tool_rule"
+    CANCELLED = "cancelled"
+    SUPERSEDED = "superseded"
+    EXPIRED = "expired"
+    ERROR = "error"
+    LLM_API_ERROR = "llm_api_error"
+    INVALID_LLM_RESPONSE = "invalid_llm_response"
+    INVALID_TOOL_CALL = "invalid_tool_call"
+    NO_TOOL_CALL = "no_tool_call"
+    MAX_TOKENS_EXCEEDED = "max_tokens_exceeded"
+    CONTEXT_WINDOW_OVERFLOW_IN_SYSTEM_PROMPT = "context_window_overflow_in_system_prompt"
+    INSUFFICIENT_CREDITS = "insufficient_credits"
+
+
+_STATUS_OF = {
+    StopReason.END_TURN: RunStatus.COMPLETED,
+    StopReason.TOOL_RULE: RunStatus.COMPLETED,
+    StopReason.MAX_STEPS: RunStatus.COMPLETED,
+    StopReason.MAX_TOKENS_EXCEEDED: RunStatus.COMPLETED,
+    StopReason.REQUIRES_APPROVAL: RunStatus.PAUSED,
+    StopReason.CANCELLED: RunStatus.CANCELLED,
+    StopReason.SUPERSEDED: RunStatus.CANCELLED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RunError:
+    """What went wrong; `retry_after` is in seconds. `message` holds no secrets."""
+
+    reason: Reason
+    message: str
+    retryable: bool = False
+    retry_after: float | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def status_of(stop_reason: StopReason, error: RunError | None) -> RunStatus:
+    """The status a run has after stopping for this reason.
+
+    A retryable error interrupts, any other error fails. A pause whose own time ran out has no error and expires; one
+    call's deadline that ends its run has one and fails it.
+    """
+    if stop_reason in _STATUS_OF:
+        return _STATUS_OF[stop_reason]
+    if stop_reason is StopReason.EXPIRED and error is None:
+        return RunStatus.EXPIRED
+    return RunStatus.INTERRUPTED if error is not None and error.retryable else RunStatus.FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens, as the endpoint counted them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.total_tokens + other.total_tokens,
+            self.cached_prompt_tokens + other.cached_prompt_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+        )
+
+
+class AgentKind(StrEnum):
+    """Which Agent class a definition is for."""
+
+    LLM = "llm"
+    RESPONDER = "responder"
+
+
+@dataclass(frozen=True, slots=True)
+class AgentDefinition:
+    """An agent as configured: instructions, model and the names of its server tools."""
+
+    agent_id: str
+    kind: AgentKind
+    instructions: str
+    model: str
+    server_tools: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """What a run keeps from its start to its end, whatever happens to the agent meanwhile.
+
+    `tools` is the merge of server tools and client tools, in the order the model sees; the names in
+    `overridden_tools` are server tools that a client tool replaced. `provider` names the model client.
+    """
+
+    agent_id: str
+    kind: AgentKind
+    model: str
+    provider: str
+    system_prompt: str
+    tools: tuple[ToolSchema, ...] = ()
+    overridden_tools: tuple[str, ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
+    parallel_tool_calls: bool | None = None
+
+    def tool(self, name: str) -> ToolSchema | None:
+        """The tool of this name, if there is one."""
+        return next((tool for tool in self.tools if tool.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The row of a run. Times are Unix nanoseconds by the store's clock, 0 when not yet.
+
+    `epoch` counts owners: a write of an owner is refused when another epoch is on the row. `invalid_steps` counts
+    model answers in a row that held nothing but refused calls. `request_start_time` is the caller's clock.
+    """
+
+    run_id: str
+    conversation_id: str
+    agent_id: str
+    model: str
+    digest: str
+    status: RunStatus
+    max_steps: int
+    create_time: int
+    update_time: int
+    stop_reason: StopReason | None = None
+    error: RunError | None = None
+    usage: Usage = Usage()
+    steps_taken: int = 0
+    model_attempts: int = 0
+    invalid_steps: int = 0
+    last_sequence: int = 0
+    epoch: int = 0
+    owner: str = ""
+    lease_expire_time: int = 0
+    end_time: int = 0
+    first_token_time: int = 0
+    request_start_time: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
+    overridden_tools: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to write as the owner of a run, until another epoch takes it away."""
+
+    tenant: str
+    run_id: str
+    epoch: int

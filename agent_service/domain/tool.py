@@ -1,0 +1,147 @@
+"""Tools and calls: what the model may call, what it called, and how each call stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call as the model made it; `arguments_json` is its exact text and may be malformed."""
+
+    tool_call_id: str
+    name: str
+    arguments_json: str
+
+
+class Executor(StrEnum):
+    """Who executes a tool."""
+
+    CLIENT = "client"
+    SERVER = "server"
+
+
+class CallState(StrEnum):
+    """PROPOSED -> PENDING -> APPROVED -> STARTED -> one outcome, skipping what does not apply."""
+
+    PROPOSED = "proposed"
+    PENDING = "pending"
+    APPROVED = "approved"
+    STARTED = "started"
+    RETURNED = "returned"
+    FAILED = "failed"
+    DENIED = "denied"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+class Outcome(StrEnum):
+    """How a call ended. Exactly one per call, for good."""
+
+    RETURNED = "returned"
+    FAILED = "failed"
+    DENIED = "denied"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+OUTCOMES = frozenset(CallState(outcome.value) for outcome in Outcome)
+
+
+class PendingKind(StrEnum):
+    """What a pending call waits for."""
+
+    CLIENT_EXECUTION = "client_execution"
+    APPROVAL = "approval"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The row of one call.
+
+    `step` is the number of the model response that made it, `index` its place there. `provider_call_id` is the id the
+    endpoint gave, kept beside ours. `answer_digest` is set once the caller answered (a return or a decision), so that
+    the same answer again is told from another one; `answer_sequence` is the number of the receipt that took it.
+    """
+
+    tool_call_id: str
+    provider_call_id: str
+    step_id: str
+    step: int
+    index: int
+    name: str
+    arguments_json: str
+    executor: Executor
+    state: CallState
+    edited_arguments_json: str = ""
+    answer_digest: str = ""
+    answer_sequence: int = 0
+    settle_time: int = 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether it has its outcome."""
+        return self.state in OUTCOMES
+
+    @property
+    def effective_arguments_json(self) -> str:
+        """The arguments to execute with: the edited ones if an approval edited them."""
+        return self.edited_arguments_json or self.arguments_json
+
+
+@dataclass(frozen=True, slots=True)
+class PendingCall:
+    """A call that waits for the caller, as shown."""
+
+    tool_call_id: str
+    name: str
+    arguments_json: str
+    kind: PendingKind
+    index: int
+
+
+def pending_of(calls: tuple[Call, ...]) -> tuple[PendingCall, ...]:
+    """The calls among `calls` that wait for the caller, in the model's order."""
+    waiting = sorted((c for c in calls if c.state is CallState.PENDING), key=lambda c: (c.step, c.index))
+    return tuple(
+        PendingCall(c.tool_call_id, c.name, c.arguments_json, pending_kind(c.executor), c.index) for c in waiting
+    )
+
+
+def pending_kind(executor: Executor) -> PendingKind:
+    """What a pending call of this executor waits for."""
+    return PendingKind.CLIENT_EXECUTION if executor is Executor.CLIENT else PendingKind.APPROVAL
+
+
+class ToolChoiceMode(StrEnum):
+    """Whether the model must call a tool."""
+
+    AUTO = "auto"
+    REQUIRED = "required"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """The choice for the first model request of a run; with `tool_name` that tool is forced."""
+
+    mode: ToolChoiceMode = ToolChoiceMode.AUTO
+    tool_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSchema:
+    """What the model is told about one tool, and who executes it.
+
+    `parameters_json` is the exact JSON Schema text (an object schema). `result_schema_json` (client tools) is empty
+    or a JSON Schema of the returned text. `requires_approval` and `idempotent` are for server tools.
+    """
+
+    name: str
+    description: str
+    parameters_json: str
+    executor: Executor
+    result_schema_json: str = ""
+    requires_approval: bool = False
+    idempotent: bool = False

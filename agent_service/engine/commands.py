@@ -1,0 +1,95 @@
+"""What callers ask for, checked and in domain values, and how they want to be answered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, field
+
+from agent_service.domain.message import InputContent, MessageType
+from agent_service.domain.submit import CallAnswer
+from agent_service.domain.tool import PendingCall, ToolCall, ToolChoice, ToolSchema
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks."""
+
+    tenant: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartCommand:
+    """Start a run. Empty ids are issued; empty `model` and `system_prompt` mean the agent's.
+
+    `request_start_time` is the caller's clock in Unix nanoseconds, 0 if not told.
+    """
+
+    inputs: tuple[InputContent, ...]
+    run_id: str = ""
+    conversation_id: str = ""
+    client_tools: tuple[ToolSchema, ...] = ()
+    max_steps: int = 50
+    tool_choice: ToolChoice = ToolChoice()
+    parallel_tool_calls: bool | None = None
+    model: str = ""
+    system_prompt: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    request_start_time: int = 0
+
+    def digest(self, agent_id: str) -> str:
+        """Tells an equal start from another one; how it is delivered does not count."""
+        value = asdict(self) | {"agent_id": agent_id, "inputs": [(type(i).__name__, asdict(i)) for i in self.inputs]}
+        del value["request_start_time"]
+        return digest(value)
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitCommand:
+    """Answer pending calls. An empty `request_id` is derived from the answers."""
+
+    run_id: str
+    answers: tuple[CallAnswer, ...]
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What one answer shows of messages: these types (None for all); `send_message` calls as assistant messages."""
+
+    types: frozenset[MessageType] | None = None
+    use_assistant_message: bool = True
+
+
+async def _ignore(run_id: str) -> None:
+    """Nobody wants to know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How an answer is given. `max_wait` is in seconds, None until the next stop.
+
+    `on_stored` is awaited with the run's id as soon as the start or the submit is stored.
+    """
+
+    stream_tokens: bool = False
+    max_wait: float | None = None
+    view: View = View()
+    on_stored: Callable[[str], Awaitable[None]] = _ignore
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A request body as it would be sent, or, with an empty body, why there would be none."""
+
+    body: bytes
+    why_not: str = ""
+    remaining: tuple[PendingCall, ...] = ()
+    server_calls: tuple[ToolCall, ...] = ()
+    overridden_tools: Sequence[str] = ()
+
+
+def digest(value: object) -> str:
+    """A digest of plain values, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

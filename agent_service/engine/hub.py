@@ -1,0 +1,178 @@
+"""Who in this process looks at which run, and what its model is writing now. None of it is the truth: the log is.
+
+A subscriber that does not read loses its queue, not the run its time: it is marked as lagging and reads the log again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from agent_service.domain.event import ArgumentsDelta, DeltaBody, Event, ReasoningDelta, TextDelta
+
+
+class Subscription:
+    """A bounded queue of the events of one run, for one reader."""
+
+    def __init__(self, channel: Channel, limit: int, deltas: bool) -> None:
+        self.channel = channel
+        self.deltas = deltas
+        self.lagging = False
+        self._limit = limit
+        self._items: deque[Event] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def push(self, event: Event) -> None:
+        """Adds an event; when the queue is full, drops all and marks the reader as lagging."""
+        if len(self._items) >= self._limit:
+            self._items.clear()
+            self.lagging = True
+        if not self.lagging:
+            self._items.append(event)
+        self._wake(self._waiter)
+
+    def drain(self) -> list[Event]:
+        """What is queued, in order."""
+        items = list(self._items)
+        self._items.clear()
+        return items
+
+    def reset(self) -> None:
+        """Empties the queue, because the log is read from here on."""
+        self._items.clear()
+        self.lagging = False
+
+    async def wait(self, seconds: float) -> bool:
+        """Waits until there is something to read; False when the time is over."""
+        if self._items or self.lagging:
+            return True
+        loop = asyncio.get_running_loop()
+        self._waiter = waiter = loop.create_future()
+        timer = loop.call_later(max(seconds, 0), self._wake, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+        return bool(self._items) or self.lagging
+
+    @staticmethod
+    def _wake(waiter: asyncio.Future[None] | None) -> None:
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+
+@dataclass(slots=True)
+class OpenPart:
+    """A message, or the arguments of one call, that the model is writing. `index` is -1 for a message."""
+
+    kind: type[DeltaBody]
+    message_id: str
+    index: int = -1
+    name: str = ""
+    fragments: list[str] = field(default_factory=list)
+    length: int = 0
+
+    def append(self, fragment: str, attempt: int) -> DeltaBody:
+        """Adds a fragment; returns the delta that tells it."""
+        offset = self.length
+        self.fragments.append(fragment)
+        self.length += len(fragment)
+        return self.delta(offset, fragment, attempt)
+
+    def delta(self, offset: int, text: str, attempt: int) -> DeltaBody:
+        """A delta of this part."""
+        if self.kind is ArgumentsDelta:
+            return ArgumentsDelta(self.message_id, self.index, self.name, offset, text, attempt)
+        if self.kind is ReasoningDelta:
+            return ReasoningDelta(self.message_id, offset, text, attempt)
+        return TextDelta(self.message_id, offset, text, attempt)
+
+
+class Channel:
+    """One run in this process: its subscribers and what is being written."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        self.subscriptions: list[Subscription] = []
+        self.owners = 0
+        self.parts: list[OpenPart] = []
+        self.attempt = 0
+        self.step_id = ""
+        self.sequence = 0
+
+    def open_step(self, step_id: str, attempt: int, sequence: int) -> None:
+        """The model begins to write an answer; deltas carry these values."""
+        self.step_id, self.attempt, self.sequence = step_id, attempt, sequence
+        self.parts = []
+
+    def write(self, part: OpenPart, fragment: str, now: int) -> None:
+        """A fragment of a part arrived."""
+        delta = part.append(fragment, self.attempt)
+        if any(subscription.deltas for subscription in self.subscriptions):
+            event = Event(self.run_id, self.sequence, self.step_id, now, delta)
+            for subscription in self.subscriptions:
+                if subscription.deltas:
+                    subscription.push(event)
+
+    def close_step(self) -> None:
+        """Nothing is being written any more."""
+        self.parts = []
+
+    def text_so_far(self, now: int) -> list[Event]:
+        """One delta from offset 0 for each part that is being written."""
+        return [
+            Event(self.run_id, self.sequence, self.step_id, now, part.delta(0, "".join(part.fragments), self.attempt))
+            for part in self.parts
+            if part.length
+        ]
+
+
+class Hub:
+    """The channels of this process, made on demand and dropped when nobody uses them."""
+
+    def __init__(self, queue_limit: int) -> None:
+        self._queue_limit = queue_limit
+        self._channels: dict[tuple[str, str], Channel] = {}
+
+    def publish(self, tenant: str, run_id: str, events: tuple[Event, ...]) -> None:
+        """Passes on what was committed."""
+        channel = self._channels.get((tenant, run_id))
+        if channel is not None:
+            for subscription in channel.subscriptions:
+                for event in events:
+                    subscription.push(event)
+
+    @contextmanager
+    def subscribe(self, tenant: str, run_id: str, *, deltas: bool) -> Iterator[Subscription]:
+        """Attaches a reader. What is committed from now on reaches it."""
+        channel = self._channel(tenant, run_id)
+        subscription = Subscription(channel, self._queue_limit, deltas)
+        channel.subscriptions.append(subscription)
+        try:
+            yield subscription
+        finally:
+            channel.subscriptions.remove(subscription)
+            self._release(tenant, run_id, channel)
+
+    @contextmanager
+    def own(self, tenant: str, run_id: str) -> Iterator[Channel]:
+        """For the task that works on the run."""
+        channel = self._channel(tenant, run_id)
+        channel.owners += 1
+        try:
+            yield channel
+        finally:
+            channel.owners -= 1
+            channel.close_step()
+            self._release(tenant, run_id, channel)
+
+    def _channel(self, tenant: str, run_id: str) -> Channel:
+        return self._channels.setdefault((tenant, run_id), Channel(run_id))
+
+    def _release(self, tenant: str, run_id: str, channel: Channel) -> None:
+        if not channel.subscriptions and not channel.owners:
+            self._channels.pop((tenant, run_id), None)

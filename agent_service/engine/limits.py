@@ -1,0 +1,31 @@
+"""Every bound of the service in one value, with its default. Shown by GetServerInfo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes are bytes of UTF-8 unless said otherwise. 64 KiB above a MiB leave room for the JSON around a text."""
+
+    max_request_bytes: int = 4 * MIB
+    max_response_bytes: int = 3 * MIB
+    max_client_tools: int = 128
+    max_tool_schema_bytes: int = 64 * KIB
+    max_tool_schema_depth: int = 32
+    max_tool_arguments_bytes: int = MIB + 64 * KIB
+    max_model_response_arguments_bytes: int = 2 * MIB + 128 * KIB
+    max_tool_return_bytes: int = MIB + 64 * KIB
+    max_server_tool_result_bytes: int = 64 * KIB
+    max_input_bytes: int = MIB + 64 * KIB
+    max_page_size: int = 1000
+    max_labels: int = 32
+    default_max_steps: int = 50
+    max_consecutive_invalid_steps: int = 3
+    max_step_restarts: int = 2
+    watcher_queue_events: int = 4096
+    context_cache_bytes: int = 64 * MIB

@@ -1,0 +1,195 @@
+"""Agents on a language model: one that uses tools and can pause, and a plain responder that does neither."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+
+from structlog.typing import FilteringBoundLogger
+
+from agent_service.domain.draft import Snapshot
+from agent_service.domain.errors import AgentServiceError, FieldViolation, Reason, invalid
+from agent_service.domain.event import Event, ToolReturnsAccepted
+from agent_service.domain.run import AgentDefinition, AgentKind, Pinned, Run, RunStatus
+from agent_service.domain.start import NewRun
+from agent_service.domain.submit import ApproveAnswer, CallAnswer, ReturnAnswer, Submission
+from agent_service.domain.tool import CallState, ToolSchema
+from agent_service.engine.agent import Agent
+from agent_service.engine.calls import arguments_violation
+from agent_service.engine.commands import Built, Caller, Delivery, StartCommand, SubmitCommand, digest
+from agent_service.engine.runs import Runs
+from agent_service.engine.schemas import JsonError, parse_json, violation
+from agent_service.engine.view import Viewer
+
+
+class LlmAgent(Agent):
+    """An agent with tools: server tools of its definition and client tools of the request. It can pause."""
+
+    kind = AgentKind.LLM
+
+    def __init__(
+        self, definition: AgentDefinition, caller: Caller, log: FilteringBoundLogger, *, runs: Runs, provider: str
+    ) -> None:
+        super().__init__(definition, caller, log)
+        self._runs = runs
+        self._provider = provider
+
+    async def build_request(self, command: StartCommand | SubmitCommand) -> Built:
+        """See Agent."""
+        tenant = self.caller.tenant
+        if isinstance(command, StartCommand):
+            return await self._runs.build_start(tenant, self._new_run(command))
+        pinned = await self._runs.parts.store.get_pinned(tenant, command.run_id)
+        submission = await self._submission(command, pinned)
+        return await self._runs.build_submit(tenant, command.run_id, submission, pinned)
+
+    async def stream(self, command: StartCommand | SubmitCommand, delivery: Delivery) -> AsyncGenerator[Event]:
+        """See Agent."""
+        if isinstance(command, StartCommand):
+            events = self._started(command, delivery)
+        else:
+            events = self._submitted(command, delivery)
+        stored = False
+        async with aclosing(events):
+            async for event in events:
+                if not stored:
+                    await delivery.on_stored(event.run_id)
+                    stored = True
+                yield event
+
+    async def _started(self, command: StartCommand, delivery: Delivery) -> AsyncGenerator[Event]:
+        new = self._new_run(command)
+        viewer = Viewer(delivery.view, new.pinned)
+        events = self._runs.start(self.caller.tenant, new, tokens=delivery.stream_tokens, max_wait=delivery.max_wait)
+        async with aclosing(events):
+            async for event in events:
+                shown = viewer.show(event)
+                if shown is not None:
+                    yield shown
+
+    async def _submitted(self, command: SubmitCommand, delivery: Delivery) -> AsyncGenerator[Event]:
+        tenant = self.caller.tenant
+        pinned = await self._runs.parts.store.get_pinned(tenant, command.run_id)
+        submission = await self._submission(command, pinned)
+        viewer = Viewer(delivery.view, pinned)
+        events = self._runs.submit(
+            tenant, command.run_id, submission, tokens=delivery.stream_tokens, max_wait=delivery.max_wait
+        )
+        first = True
+        async with aclosing(events):
+            async for submitted, event in events:
+                if first and isinstance(event.body, ToolReturnsAccepted):
+                    event = replace(event, body=submitted.receipt)
+                first = False
+                shown = viewer.show(event)
+                if shown is not None:
+                    yield shown
+
+    def _new_run(self, command: StartCommand) -> NewRun:
+        """The run as it will be stored. Checks what depends on the agent's tools."""
+        pinned = self._pin(command)
+        self._check_choice(command, pinned)
+        new_id = self._runs.parts.new_id
+        run = Run(
+            run_id=command.run_id or new_id("run"),
+            conversation_id=command.conversation_id or new_id("conv"),
+            agent_id=self.definition.agent_id,
+            model=pinned.model,
+            digest=command.digest(self.definition.agent_id),
+            status=RunStatus.QUEUED,
+            max_steps=command.max_steps,
+            create_time=0,
+            update_time=0,
+            request_start_time=command.request_start_time,
+            labels=command.labels,
+            overridden_tools=pinned.overridden_tools,
+        )
+        return NewRun(run, pinned, command.inputs, self._runs.owner, new_conversation=not command.conversation_id)
+
+    def _pin(self, command: StartCommand) -> Pinned:
+        tools, overridden = self._tools(command.client_tools)
+        return Pinned(
+            agent_id=self.definition.agent_id,
+            kind=self.kind,
+            model=command.model or self.definition.model,
+            provider=self._provider,
+            system_prompt=command.system_prompt or self.definition.instructions,
+            tools=tools,
+            overridden_tools=overridden,
+            tool_choice=command.tool_choice,
+            parallel_tool_calls=command.parallel_tool_calls,
+        )
+
+    def _tools(self, client_tools: tuple[ToolSchema, ...]) -> tuple[tuple[ToolSchema, ...], tuple[str, ...]]:
+        """Server tools that are not overridden, then the client tools; and the names of the overridden ones."""
+        client_names = {tool.name for tool in client_tools}
+        schemas = [self._runs.parts.tools.schema(name) for name in self.definition.server_tools]
+        server = [schema for schema in schemas if schema is not None]
+        kept = tuple(tool for tool in server if tool.name not in client_names)
+        overridden = tuple(tool.name for tool in server if tool.name in client_names)
+        return (*kept, *client_tools), overridden
+
+    def _check_choice(self, command: StartCommand, pinned: Pinned) -> None:
+        name = command.tool_choice.tool_name
+        if name and pinned.tool(name) is None:
+            known = ", ".join(tool.name for tool in pinned.tools) or "none"
+            raise invalid(FieldViolation("tool_choice.tool_name", f"no tool '{name}' in this run; tools: {known}"))
+        if command.tool_choice.mode == "required" and not pinned.tools:
+            raise invalid(FieldViolation("tool_choice.mode", "REQUIRED, but this run has no tools; send client_tools"))
+
+    async def _submission(self, command: SubmitCommand, pinned: Pinned) -> Submission:
+        whole = digest(sorted((answer.tool_call_id, answer.digest) for answer in command.answers))
+        answers = command.answers
+        if any(tool.result_schema_json for tool in pinned.tools) or any(_edits(answer) for answer in answers):
+            snapshot = await self._runs.get(self.caller.tenant, command.run_id)
+            answers = tuple(replace(a, violation=_violation(a, snapshot, pinned)) for a in answers)
+        return Submission(command.request_id or f"auto:{whole[:40]}", whole, answers)
+
+
+class ResponderAgent(LlmAgent):
+    """Answers in text. It has no tools and cannot pause, and says so instead of ignoring what it cannot do."""
+
+    kind = AgentKind.RESPONDER
+
+    def _new_run(self, command: StartCommand) -> NewRun:
+        if command.client_tools:
+            raise AgentServiceError(
+                Reason.AGENT_CANNOT,
+                f"client_tools: agent '{self.definition.agent_id}' has no tools and cannot pause; "
+                "use another agent or send no client tools",
+                metadata={"agent_id": self.definition.agent_id, "kind": self.kind.value},
+            )
+        return super()._new_run(command)
+
+
+AGENT_CLASSES: dict[AgentKind, type[LlmAgent]] = {AgentKind.LLM: LlmAgent, AgentKind.RESPONDER: ResponderAgent}
+
+
+def _edits(answer: CallAnswer) -> bool:
+    return isinstance(answer.answer, ApproveAnswer) and bool(answer.answer.edited_arguments_json)
+
+
+def _violation(answer: CallAnswer, snapshot: Snapshot, pinned: Pinned) -> FieldViolation | None:
+    """How an answer to a pending call violates its tool's schema."""
+    call = next((c for c in snapshot.calls if c.tool_call_id == answer.tool_call_id), None)
+    tool = pinned.tool(call.name) if call and call.state is CallState.PENDING else None
+    if tool is None:
+        return None
+    match answer.answer:
+        case ApproveAnswer(edited) if edited:
+            problem = arguments_violation(tool.parameters_json, edited)
+            field = f"{answer.path}.approve.edited_arguments_json"
+            return FieldViolation(field, f"for '{tool.name}', {problem}") if problem else None
+        case ReturnAnswer(text, failed) if not failed and tool.result_schema_json:
+            problem = _result_violation(tool.result_schema_json, text)
+            where = f"against the result schema of '{tool.name}'"
+            return FieldViolation(f"{answer.path}.text", f"{where} {problem}") if problem else None
+    return None
+
+
+def _result_violation(schema_json: str, text: str) -> str:
+    try:
+        return violation(schema_json, parse_json(text))
+    except JsonError as error:
+        return f"the text is not JSON: {error}"

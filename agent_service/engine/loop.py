@@ -1,0 +1,166 @@
+"""The agent loop: one thing at a time, each stored before the next. Driven by the run's own task, never by an RPC."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Concatenate, ParamSpec
+
+import structlog
+
+from agent_service.domain.draft import Draft, NewId, Snapshot
+from agent_service.domain.errors import Reason
+from agent_service.domain.moves import (
+    AskModel,
+    CallResult,
+    Execute,
+    StepRecord,
+    Stop,
+    fail,
+    finish_calls,
+    next_of,
+    record_answer,
+    restart_step,
+    start_calls,
+)
+from agent_service.domain.run import Claim, Pinned, Run, RunError, StopReason
+from agent_service.domain.tool import Call, CallState, ToolChoice, ToolChoiceMode
+from agent_service.engine.answer import AnswerWriter
+from agent_service.engine.calls import plan_calls
+from agent_service.engine.context import Contexts
+from agent_service.engine.hub import Channel, Hub
+from agent_service.engine.limits import Limits
+from agent_service.engine.model import BuiltRequest, FinishReason, ModelAnswer, ModelClient, ModelError, ModelRequest
+from agent_service.engine.store import Move, RunStore
+from agent_service.engine.tools import ServerTools, ToolContext
+
+P = ParamSpec("P")
+log = structlog.get_logger()
+
+_STOP_REASONS = {
+    Reason.LLM_UNAVAILABLE: StopReason.LLM_API_ERROR,
+    Reason.LLM_REFUSED: StopReason.LLM_API_ERROR,
+    Reason.LLM_INSUFFICIENT_CREDITS: StopReason.INSUFFICIENT_CREDITS,
+    Reason.LLM_INVALID_RESPONSE: StopReason.INVALID_LLM_RESPONSE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the engine works with. `models` are the model clients by name."""
+
+    store: RunStore
+    hub: Hub
+    contexts: Contexts
+    models: Mapping[str, ModelClient]
+    tools: ServerTools
+    limits: Limits
+    new_id: NewId
+
+
+def model_request(snapshot: Snapshot, pinned: Pinned, history: Sequence[bytes]) -> ModelRequest:
+    """What the model is asked next. The run's tool choice holds for its first request only."""
+    first = snapshot.run.steps_taken == 0
+    returned = any(call.state is CallState.RETURNED for call in snapshot.calls)
+    return ModelRequest(pinned, history, pinned.tool_choice if first else ToolChoice(), returned)
+
+
+class Loop:
+    """Works on one run as its owner, from one pause or start to the next stop."""
+
+    def __init__(self, parts: Parts, claim: Claim, pinned: Pinned) -> None:
+        self._parts = parts
+        self._claim = claim
+        self._pinned = pinned
+        self._model = parts.models[pinned.provider]
+        self._restarts = 0
+
+    async def drive(self, snapshot: Snapshot) -> Run:
+        """Goes on until the run stops. Raises StaleClaimError if the run was taken away."""
+        with self._parts.hub.own(self._claim.tenant, self._claim.run_id) as channel:
+            while True:
+                match next_of(snapshot.run, snapshot.calls):
+                    case AskModel():
+                        snapshot = await self._ask(snapshot, channel)
+                    case Execute(calls):
+                        snapshot = await self._execute(snapshot, calls[0])
+                    case Stop():
+                        return snapshot.run
+
+    async def _ask(self, snapshot: Snapshot, channel: Channel) -> Snapshot:
+        """One step: a model request and what it led to."""
+        run = snapshot.run
+        request, built = await self._build(snapshot)
+        step_id = self._parts.new_id("step")
+        while True:
+            writer = AnswerWriter(channel, self._parts.store.now, self._parts.new_id)
+            channel.open_step(step_id, run.model_attempts + 1, run.last_sequence)
+            try:
+                answer = await self._model.complete(built, writer)
+            except ModelError as error:
+                run = (await self._after_failure(error)).run
+                if run.stop_reason is not None:
+                    return Snapshot(run, snapshot.calls, snapshot.last_position)
+                continue
+            finally:
+                channel.close_step()
+            self._restarts = 0
+            record = self._record(step_id, answer, writer, request.tool_choice)
+            return await self._parts.store.owner_move(self._claim, moved(record_answer, record))
+
+    async def _build(self, snapshot: Snapshot) -> tuple[ModelRequest, BuiltRequest]:
+        history = await self._parts.contexts.history(
+            self._claim.tenant, snapshot.run.conversation_id, self._model, snapshot.last_position
+        )
+        request = model_request(snapshot, self._pinned, history)
+        return request, self._model.build(request)
+
+    async def _after_failure(self, error: ModelError) -> Snapshot:
+        """Asks again if the answer broke off in the middle (bounded), else stops the run with what went wrong."""
+        if error.started and error.retryable and self._restarts < self._parts.limits.max_step_restarts:
+            self._restarts += 1
+            log.warning("model.restart", run_id=self._claim.run_id, error=error.message)
+            return await self._parts.store.owner_move(self._claim, moved(restart_step, error.attempts, error.message))
+        metadata = {} if error.http_status is None else {"http_status": str(error.http_status)}
+        run_error = RunError(error.reason, error.message, error.retryable, error.retry_after, metadata)
+        log.warning("model.failed", run_id=self._claim.run_id, reason=error.reason.value, error=error.message)
+        return await self._parts.store.owner_move(
+            self._claim, moved(fail, _STOP_REASONS[error.reason], run_error, error.attempts)
+        )
+
+    def _record(self, step_id: str, answer: ModelAnswer, writer: AnswerWriter, choice: ToolChoice) -> StepRecord:
+        limits = self._parts.limits
+        return StepRecord(
+            step_id=step_id,
+            text=answer.text,
+            text_message_id=writer.text_message_id,
+            reasoning=answer.reasoning,
+            reasoning_message_id=writer.reasoning_message_id,
+            calls=plan_calls(answer.calls, self._pinned, choice, limits, self._parts.new_id),
+            calls_message_id=writer.calls_message_id,
+            usage=answer.usage,
+            attempts=answer.attempts,
+            first_token_time=writer.first_token_time,
+            cut=answer.finish is FinishReason.LENGTH,
+            call_required=bool(choice.tool_name) or choice.mode is ToolChoiceMode.REQUIRED,
+            max_invalid_steps=limits.max_consecutive_invalid_steps,
+        )
+
+    async def _execute(self, snapshot: Snapshot, call: Call) -> Snapshot:
+        """One server tool call: marked as started, executed, its outcome stored."""
+        run, call_id = snapshot.run, call.tool_call_id
+        await self._parts.store.owner_move(self._claim, moved(start_calls, (call_id,)))
+        context = ToolContext(self._claim.tenant, run.run_id, run.conversation_id, call_id)
+        output = await self._parts.tools.call(call.name, call.effective_arguments_json, context)
+        result = CallResult(call_id, output.text, output.failed, output.truncated)
+        return await self._parts.store.owner_move(self._claim, moved(finish_calls, (result,)))
+
+
+def moved(edit: Callable[Concatenate[Draft, P], None], *args: P.args, **kwargs: P.kwargs) -> Move[Snapshot]:
+    """A move that makes the edit and says how things stand after it."""
+
+    def move(draft: Draft) -> Snapshot:
+        edit(draft, *args, **kwargs)
+        return draft.snapshot
+
+    return move

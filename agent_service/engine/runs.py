@@ -1,0 +1,192 @@
+"""The use cases of runs: start, submit, watch, cancel. A run works in its own task; callers only look on."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator
+
+import structlog
+
+from agent_service.domain.draft import Snapshot
+from agent_service.domain.errors import AgentServiceError, Reason, StaleClaimError
+from agent_service.domain.event import Event
+from agent_service.domain.message import Message
+from agent_service.domain.moves import AskModel, Execute, cancel, fail, next_of
+from agent_service.domain.run import Claim, Pinned, Run, RunError, RunStatus, StopReason
+from agent_service.domain.start import NewRun, Started
+from agent_service.domain.submit import Submission, Submitted, submit
+from agent_service.domain.tool import ToolCall, pending_of
+from agent_service.engine.commands import Built
+from agent_service.engine.loop import Loop, Parts, model_request, moved
+from agent_service.engine.supervisor import Supervisor
+from agent_service.engine.watch import Follow, follow
+
+log = structlog.get_logger()
+
+
+class Runs:
+    """Starts runs and lets callers follow them. `owner` names this process; `heartbeat` is in seconds."""
+
+    def __init__(self, parts: Parts, supervisor: Supervisor, *, owner: str, heartbeat: float) -> None:
+        self.parts = parts
+        self.owner = owner
+        self._supervisor = supervisor
+        self._heartbeat = heartbeat
+        self._accepting = True
+
+    async def start(
+        self, tenant: str, new: NewRun, *, tokens: bool = False, max_wait: float | None = None
+    ) -> AsyncGenerator[Event]:
+        """Stores and starts the run, or joins it; yields its events from the first to its next stop."""
+        self._admit()
+        run_id = new.run.run_id
+        with self.parts.hub.subscribe(tenant, run_id, deltas=tokens) as subscription:
+            started = await self._supervisor.finish(self._start(tenant, new))
+            what = self._follow(tenant, run_id, 0, fresh=not started.joined, max_wait=max_wait)
+            async for event in follow(self.parts.store, subscription, what):
+                yield event
+
+    async def submit(
+        self, tenant: str, run_id: str, submission: Submission, *, tokens: bool = False, max_wait: float | None = None
+    ) -> AsyncGenerator[tuple[Submitted, Event]]:
+        """Stores the answers; yields, with what was stored, the events from the receipt to the next stop."""
+        self._admit()
+        with self.parts.hub.subscribe(tenant, run_id, deltas=tokens) as subscription:
+            submitted = await self._supervisor.finish(self._submit(tenant, run_id, submission))
+            what = self._follow(tenant, run_id, submitted.sequence - 1, fresh=submitted.fresh, max_wait=max_wait)
+            async for event in follow(self.parts.store, subscription, what):
+                yield submitted, event
+
+    async def watch(
+        self, tenant: str, run_id: str, *, after: int, tokens: bool, next_stop: bool
+    ) -> AsyncGenerator[Event]:
+        """The run's events after a cursor. Raises RUN_NOT_FOUND, CURSOR_AHEAD."""
+        run = (await self.parts.store.get_run(tenant, run_id)).run
+        if after > run.last_sequence:
+            raise AgentServiceError(
+                Reason.CURSOR_AHEAD,
+                f"after_sequence: {after} is ahead of {run_id}, whose last event is {run.last_sequence}; "
+                "an older backup may have been restored: begin again from 0",
+                metadata={"last_sequence": str(run.last_sequence)},
+            )
+        if run.status.terminal and after == run.last_sequence:
+            return
+        with self.parts.hub.subscribe(tenant, run_id, deltas=tokens) as subscription:
+            what = Follow(tenant, run_id, after, next_stop, announce=True, heartbeat=self._heartbeat)
+            async for event in follow(self.parts.store, subscription, what):
+                yield event
+
+    async def get(self, tenant: str, run_id: str) -> Snapshot:
+        """The run as it is now. Raises RUN_NOT_FOUND."""
+        return await self.parts.store.get_run(tenant, run_id)
+
+    async def messages(self, tenant: str, conversation_id: str, after: int, limit: int) -> tuple[Message, ...]:
+        """A page of a conversation. Raises CONVERSATION_NOT_FOUND."""
+        return await self.parts.store.messages(tenant, conversation_id, after, limit)
+
+    def cancel_soon(self, tenant: str, run_id: str) -> None:
+        """Cancels the run in the background; for a caller that is already gone."""
+        self._supervisor.spawn(("cancel", run_id), self.cancel(tenant, run_id))
+
+    async def cancel(self, tenant: str, run_id: str) -> Run:
+        """Ends the run for good, and the model request it may be waiting for. A run that is over stays as it is."""
+        snapshot = await self.parts.store.move(tenant, run_id, moved(cancel))
+        self._supervisor.cancel((tenant, run_id))
+        return snapshot.run
+
+    async def build_start(self, tenant: str, new: NewRun) -> Built:
+        """The request that the start would lead to; fails as the start would."""
+        started = await self.parts.store.preview_start(tenant, new)
+        if started.joined:
+            return Built(b"", f"run {started.run.run_id} was started before; a repeat joins it and asks nothing")
+        snapshot = Snapshot(started.run, (), started.last_position)
+        return await self._built(tenant, snapshot, new.pinned, started.messages)
+
+    async def build_submit(self, tenant: str, run_id: str, submission: Submission, pinned: Pinned) -> Built:
+        """The request that the submit would lead to; fails as the submit would."""
+        submitted, change = await self.parts.store.preview(
+            tenant,
+            run_id,
+            lambda draft: submit(draft, submission, self.owner),
+            call_ids=tuple(answer.tool_call_id for answer in submission.answers),
+            request_id=submission.request_id,
+        )
+        if not submitted.fresh:
+            return Built(b"", "these outcomes were accepted before; a repeat asks nothing")
+        messages = change.messages if change else ()
+        return await self._built(tenant, submitted.snapshot, pinned, messages)
+
+    async def shut_down(self, grace: float) -> None:
+        """Takes nothing new, gives running runs `grace` seconds, then interrupts them; all is stored."""
+        self._accepting = False
+        error = RunError(Reason.SERVER_STOPPED, "the server stopped while the run was running", retryable=True)
+        await self._supervisor.drain(grace, lambda: self.parts.store.interrupt_running(error))
+
+    def _admit(self) -> None:
+        if not self._accepting:
+            raise AgentServiceError(
+                Reason.SHUTTING_DOWN, "the server is shutting down; repeat with the same ids", retry_after=1.0
+            )
+
+    def _follow(self, tenant: str, run_id: str, after: int, *, fresh: bool, max_wait: float | None) -> Follow:
+        return Follow(tenant, run_id, after, next_stop=True, fresh=fresh, heartbeat=self._heartbeat, max_wait=max_wait)
+
+    async def _start(self, tenant: str, new: NewRun) -> Started:
+        started = await self.parts.store.start(tenant, new)
+        if not started.joined:
+            self._work(tenant, new.pinned, Snapshot(started.run, (), started.last_position))
+        return started
+
+    async def _submit(self, tenant: str, run_id: str, submission: Submission) -> Submitted:
+        submitted = await self.parts.store.move(
+            tenant,
+            run_id,
+            lambda draft: submit(draft, submission, self.owner),
+            call_ids=tuple(answer.tool_call_id for answer in submission.answers),
+            request_id=submission.request_id,
+        )
+        if submitted.resumed:
+            self._work(tenant, await self.parts.store.get_pinned(tenant, run_id), submitted.snapshot)
+        return submitted
+
+    def _work(self, tenant: str, pinned: Pinned, snapshot: Snapshot) -> None:
+        run = snapshot.run
+        claim = Claim(tenant, run.run_id, run.epoch)
+        self._supervisor.spawn((tenant, run.run_id), self._drive(claim, pinned, snapshot))
+
+    async def _drive(self, claim: Claim, pinned: Pinned, snapshot: Snapshot) -> None:
+        with structlog.contextvars.bound_contextvars(run_id=claim.run_id):
+            try:
+                run = await Loop(self.parts, claim, pinned).drive(snapshot)
+                log.info("run.stopped", status=run.status.value, stop_reason=run.stop_reason and run.stop_reason.value)
+            except StaleClaimError:
+                log.info("run.taken_away")
+            except Exception:
+                await self._crashed(claim)
+
+    async def _crashed(self, claim: Claim) -> None:
+        error_id = secrets.token_hex(6)
+        log.exception("run.crashed", error_id=error_id)
+        error = RunError(Reason.INTERNAL, f"internal error {error_id}; see the server's log")
+        try:
+            await self.parts.store.owner_move(claim, moved(fail, StopReason.ERROR, error))
+        except StaleClaimError:
+            log.info("run.taken_away")
+
+    async def _built(self, tenant: str, snapshot: Snapshot, pinned: Pinned, messages: tuple[Message, ...]) -> Built:
+        overridden = pinned.overridden_tools
+        match next_of(snapshot.run, snapshot.calls):
+            case AskModel():
+                pass
+            case Execute(calls):
+                server_calls = tuple(ToolCall(c.tool_call_id, c.name, c.arguments_json) for c in calls)
+                return Built(b"", "server tools run first", (), server_calls, overridden)
+            case _ if snapshot.run.status is RunStatus.PAUSED:
+                return Built(b"", "calls would still be pending", pending_of(snapshot.calls), (), overridden)
+            case _:
+                return Built(b"", f"the run would stop with {snapshot.run.stop_reason}", (), (), overridden)
+        model = self.parts.models[pinned.provider]
+        stored = snapshot.last_position - len(messages)
+        history = await self.parts.contexts.peek(tenant, snapshot.run.conversation_id, model, stored, messages)
+        body = model.build(model_request(snapshot, pinned, history)).body
+        return Built(body, overridden_tools=overridden)

@@ -1,0 +1,77 @@
+"""The port to the store of runs, with its guarantees in words. Each store passes the same suite of contract tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from agent_service.domain.draft import Change, Draft, Snapshot
+from agent_service.domain.event import Event
+from agent_service.domain.message import Message
+from agent_service.domain.run import Claim, Pinned, RunError
+from agent_service.domain.start import NewRun, Started
+
+T = TypeVar("T")
+Move = Callable[[Draft], T]
+"""A pure edit of a run; may raise AgentServiceError, and then nothing is stored. It may run in any thread."""
+
+Publish = Callable[[str, str, tuple[Event, ...]], None]
+"""Told (tenant, run_id, events) in the event loop after each commit, in commit order per run."""
+
+
+class RunStore(Protocol):
+    """Keeps runs, their calls, events and receipts, and the messages of conversations.
+
+    Each write is one transaction: the change and the events that tell it become visible together, or not at all. When
+    a write returns, it survives a crash (memory: as long as the process). Moves of one run happen one after the other,
+    each under the lock of the run's row. Raises AgentServiceError: RUN_NOT_FOUND, CONVERSATION_NOT_FOUND,
+    STORE_UNAVAILABLE (the write may have happened), and what the move raises.
+    """
+
+    name: str
+    """What kind of store: "memory" or "sqlite"."""
+
+    def now(self) -> int:
+        """The store's clock: Unix time in nanoseconds."""
+
+    async def start(self, tenant: str, new: NewRun) -> Started:
+        """Stores a run and its input, or joins the run of an equal start with the same id.
+
+        At most one run of a conversation is RUNNING or PAUSED; an INTERRUPTED one is settled as FAILED.
+        """
+
+    async def preview_start(self, tenant: str, new: NewRun) -> Started:
+        """What `start` would do and say; stores nothing."""
+
+    async def move(
+        self, tenant: str, run_id: str, move: Move[T], *, call_ids: tuple[str, ...] = (), request_id: str = ""
+    ) -> T:
+        """Applies a control move, whoever owns the run. The draft holds the last step's calls, those named by
+        `call_ids` (only calls of this run) and the receipt of `request_id`, if there is one."""
+
+    async def owner_move(self, claim: Claim, move: Move[T]) -> T:
+        """Applies a move of the run's owner. Raises StaleClaimError if the run has another epoch."""
+
+    async def preview(
+        self, tenant: str, run_id: str, move: Move[T], *, call_ids: tuple[str, ...] = (), request_id: str = ""
+    ) -> tuple[T, Change | None]:
+        """What `move` would do; stores nothing."""
+
+    async def get_run(self, tenant: str, run_id: str) -> Snapshot:
+        """The run and the calls of its last step."""
+
+    async def get_pinned(self, tenant: str, run_id: str) -> Pinned:
+        """What the run was pinned to at its start."""
+
+    async def events(self, tenant: str, run_id: str, after: int, limit: int) -> tuple[Event, ...]:
+        """At most `limit` durable events numbered above `after`, in order, without a gap; a page also ends after
+        about 1 MiB. Empty only if there are none."""
+
+    async def messages(self, tenant: str, conversation_id: str, after: int, limit: int) -> tuple[Message, ...]:
+        """At most `limit` messages at positions above `after`, in order; pages end by size as in `events`."""
+
+    async def interrupt_running(self, error: RunError) -> int:
+        """Takes every RUNNING run from its owner and interrupts it; says how many. For a server that runs alone."""
+
+    async def close(self) -> None:
+        """Finishes what was begun and closes. No call may follow."""

@@ -1,0 +1,50 @@
+"""Keeps the tasks of running runs: started here, never awaited by an RPC, ended at shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Supervisor:
+    """Background tasks by key. A task handles its own errors; one that does not is reported to `on_crash`."""
+
+    def __init__(self, on_crash: Callable[[BaseException], None]) -> None:
+        self._tasks: dict[asyncio.Task[Any], object] = {}
+        self._on_crash = on_crash
+
+    def spawn(self, key: object, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Starts a task."""
+        task = asyncio.create_task(work)
+        self._tasks[task] = key
+        task.add_done_callback(self._ended)
+        return task
+
+    async def finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs work to its end even if the caller is cancelled while waiting."""
+        return await asyncio.shield(self.spawn(None, work))
+
+    def cancel(self, key: object) -> None:
+        """Cancels the tasks of a key."""
+        for task, owner in list(self._tasks.items()):
+            if owner == key:
+                task.cancel()
+
+    async def drain(self, grace: float, after_cancel: Callable[[], Awaitable[object]]) -> None:
+        """Gives tasks `grace` seconds to end, cancels the rest, then awaits `after_cancel`."""
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=grace)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await after_cancel()
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        key = self._tasks.pop(task, None)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and key is not None:
+            self._on_crash(error)

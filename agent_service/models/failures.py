@@ -1,0 +1,105 @@
+"""What the endpoint's errors mean to a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
+
+from agent_service.domain.errors import Reason
+from agent_service.engine.model import ModelError
+
+MAX_MESSAGE_CHARS = 500
+
+_NO_CREDIT = frozenset({"insufficient_quota", "billing_not_active"})
+_RETRYABLE_STATUS = frozenset({408, 409, 429})
+_HINTS = {
+    401: "the endpoint refused the API key: check OPENAI_API_KEY",
+    403: "the endpoint does not allow this: check OPENAI_API_KEY and what its project may use",
+}
+
+
+def one_line(text: str, secret: str = "") -> str:
+    """The text without line ends and without the secret, cut to MAX_MESSAGE_CHARS."""
+    line = " ".join((text.replace(secret, "***") if secret else text).split())
+    return line if len(line) <= MAX_MESSAGE_CHARS else line[: MAX_MESSAGE_CHARS - 3] + "..."
+
+
+def unavailable(message: str, *, attempts: int = 1) -> ModelError:
+    """The endpoint gave no answer, or broke it off."""
+    return ModelError(Reason.LLM_UNAVAILABLE, message, attempts=attempts)
+
+
+def error_status(status: int, error: object, *, attempts: int, retry_after: float | None) -> ModelError:
+    """The error for an HTTP status; `error` is the `error` value of the body, or what the body held."""
+    said, code, kind = _read(error)
+    message = f"the endpoint answered {status}" + (f": {said}" if said else "")
+    if status in _HINTS:
+        # Endpoints repeat (parts of) the key when they refuse it.
+        message = _HINTS[status] if status == 401 or not said else f"{_HINTS[status]}: {said}"
+    return ModelError(
+        _reason(status, code, kind),
+        message,
+        attempts=attempts,
+        retry_after=retry_after,
+        http_status=status,
+    )
+
+
+def error_in_stream(raw: bytes) -> ModelError:
+    """The error for an `error` value (JSON) that came instead of a chunk."""
+    try:
+        error = json.loads(raw)
+    except ValueError:
+        error = None
+    said, code, kind = _read(error)
+    # Some routers put the HTTP status of the provider behind them into `code`.
+    status = int(code) if code.isascii() and code.isdigit() and len(code) == 3 else None
+    return ModelError(_reason(status, code, kind), f"the endpoint stopped the answer: {said or 'no reason given'}")
+
+
+def _read(error: object) -> tuple[str, str, str]:
+    """Message, code and type, each empty if it is not there."""
+    if isinstance(error, str):
+        return ("" if error.lstrip().startswith("<") else error), "", ""
+    if not isinstance(error, Mapping):
+        return "", "", ""
+    inner = error.get("error")
+    if isinstance(inner, str | Mapping):
+        return _read(inner)
+    said, code, kind = (error.get(name) for name in ("message", "code", "type"))
+    return (
+        said if isinstance(said, str) else "",
+        str(code) if isinstance(code, str | int) else "",
+        kind if isinstance(kind, str) else "",
+    )
+
+
+def _reason(status: int | None, code: str, kind: str) -> Reason:
+    if status == 402 or code in _NO_CREDIT or kind in _NO_CREDIT:
+        return Reason.LLM_INSUFFICIENT_CREDITS
+    if status is None:
+        return Reason.LLM_REFUSED if kind == "invalid_request_error" else Reason.LLM_UNAVAILABLE
+    if status in _RETRYABLE_STATUS or status >= 500:
+        return Reason.LLM_UNAVAILABLE
+    return Reason.LLM_REFUSED
+
+
+def retry_after(headers: Mapping[str, str], now: Callable[[], float]) -> float | None:
+    """How many seconds the endpoint asks to wait, from its headers; `now` gives Unix time in seconds."""
+    for name, per_second in (("retry-after-ms", 1000), ("retry-after", 1)):
+        value = _seconds(headers.get(name, ""))
+        if value is not None:
+            return value / per_second
+    try:
+        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - now())
+    except (ValueError, OverflowError):
+        return None
+
+
+def _seconds(value: str) -> float | None:
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if 0 <= number < float("inf") else None

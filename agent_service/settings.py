@@ -1,0 +1,113 @@
+"""Every setting, from the environment or a flag. The only place that reads the environment."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from agent_service.engine.limits import Limits
+from agent_service.engine.model import ToolMode
+
+DEFAULT_INSTRUCTIONS = "You are a helpful assistant."
+MEMORY = "memory"
+
+
+class LogFormat(StrEnum):
+    """How log lines look; AUTO is console on a terminal, else JSON."""
+
+    AUTO = "auto"
+    CONSOLE = "console"
+    JSON = "json"
+
+
+class SettingsError(Exception):
+    """A setting cannot be used; one line per problem says which, what was found and what is allowed."""
+
+
+class Settings(BaseSettings):
+    """Read from AGENT_SERVICE_* (upper case), OPENAI_API_KEY and OPENAI_BASE_URL; a flag wins over the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="AGENT_SERVICE_", extra="ignore", validate_by_name=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(50051, ge=0, le=65535, description="Port to listen on; 0 means a free one.")
+    insecure_any_address: bool = Field(
+        False, description="Allow an address other than loopback, although there is neither TLS nor authentication."
+    )
+    store: str = Field(
+        "agent-service.sqlite3", min_length=1, description="Path of the SQLite file, or 'memory' to keep nothing."
+    )
+    model: str = Field("", description="Model name; empty means the only one the endpoint lists.")
+    openai_api_key: SecretStr = Field(
+        SecretStr(""), validation_alias="OPENAI_API_KEY", description="Key of the model endpoint."
+    )
+    openai_base_url: str = Field(
+        "", validation_alias="OPENAI_BASE_URL", description="URL of the model endpoint; empty means OpenAI's."
+    )
+    tool_mode: ToolMode = Field(
+        ToolMode.NATIVE,
+        description="'native', or 'json_schema' for endpoints that constrain output but do not call tools.",
+    )
+    answers_after_return: bool = Field(
+        False, description="In json_schema mode: ask for text once a tool has returned, for small models."
+    )
+    model_keep_alive: bool = Field(True, description="Use connections to the model endpoint again.")
+    model_max_retries: int = Field(2, ge=0, le=10, description="Retries of a model request before its answer begins.")
+    model_connect_seconds: float = Field(10.0, gt=0, description="Time for a connection to the model endpoint.")
+    model_silence_seconds: float = Field(300.0, gt=0, description="Longest silence of the model endpoint.")
+    instructions: str = Field(DEFAULT_INSTRUCTIONS, description="System prompt of the default agents.")
+    tools: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Server tools: module paths 'package.module' or 'package.module:function', comma-separated."
+    )
+    tool_timeout_seconds: float = Field(60.0, gt=0, description="Time for a server tool that sets none itself.")
+    heartbeat_seconds: float = Field(15.0, gt=0, description="Silence on a stream before a heartbeat.")
+    grace_seconds: float = Field(10.0, ge=0, description="Time for running runs when the server is told to stop.")
+    reflection: bool = Field(True, description="Serve gRPC reflection.")
+    log_level: str = Field("info", pattern="(?i)^(debug|info|warning|error)$", description="Least level to log.")
+    log_format: LogFormat = Field(LogFormat.AUTO, description="'console', 'json', or 'auto' by the terminal.")
+    limits: Limits = Field(default_factory=Limits, description="Sizes and counts; as JSON.")
+
+    @field_validator("tools", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @property
+    def external_model(self) -> bool:
+        """Whether an endpoint is named; else the bundled local model is used."""
+        return bool(self.openai_api_key.get_secret_value() or self.openai_base_url)
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this host can connect."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+    @property
+    def store_path(self) -> Path | None:
+        """The SQLite file; None for memory."""
+        return None if self.store == MEMORY else Path(self.store)
+
+
+def load_settings(**flags: object) -> Settings:
+    """The settings; `flags` that are None were not given. Raises SettingsError."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        settings = Settings(**given)  # type: ignore[arg-type]  # pydantic checks them
+    except ValidationError as error:
+        raise SettingsError("\n".join(_line(problem) for problem in error.errors(include_url=False))) from None
+    if not settings.loopback and not settings.insecure_any_address:
+        raise SettingsError(
+            f"host: {settings.host} is not loopback, and there is neither TLS nor authentication; "
+            "use 127.0.0.1 behind a proxy that has both, or add --insecure-any-address"
+        )
+    return settings
+
+
+def _line(problem: object) -> str:
+    details = dict(problem)  # type: ignore[call-overload]  # pydantic's ErrorDetails
+    name = ".".join(str(part) for part in details["loc"])
+    return f"{name}: {details['msg']} (found {details['input']!r})"

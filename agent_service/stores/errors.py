@@ -1,0 +1,27 @@
+"""The errors all stores raise alike."""
+
+from __future__ import annotations
+
+from agent_service.domain.errors import AgentServiceError, Reason
+
+PAGE_BYTES = 1024 * 1024
+"""About how many bytes of text a page of events or messages holds at most; one larger row is a page by itself."""
+
+
+def run_not_found(run_id: str) -> AgentServiceError:
+    """No run of this tenant has the id."""
+    return AgentServiceError(Reason.RUN_NOT_FOUND, f"run_id: no run '{run_id}'")
+
+
+def conversation_not_found(conversation_id: str) -> AgentServiceError:
+    """No conversation of this tenant has the id."""
+    return AgentServiceError(
+        Reason.CONVERSATION_NOT_FOUND, f"conversation_id: no conversation '{conversation_id}'; it appears in Run"
+    )
+
+
+def unavailable(what: str, retry_after: float = 1.0) -> AgentServiceError:
+    """The store cannot be reached, is locked or cannot write; `retry_after` in seconds."""
+    return AgentServiceError(
+        Reason.STORE_UNAVAILABLE, f"the store is unavailable: {what}; repeat with the same ids", retry_after=retry_after
+    )

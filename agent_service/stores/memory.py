@@ -1,0 +1,157 @@
+"""The store for one process that may forget: dictionaries, moved by the same pure functions as the durable stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from agent_service.domain.draft import Change, Draft, NewId, Receipt, RunState, Snapshot
+from agent_service.domain.errors import StaleClaimError
+from agent_service.domain.event import Event
+from agent_service.domain.message import Message
+from agent_service.domain.moves import interrupt
+from agent_service.domain.run import Claim, Pinned, Run, RunError, RunStatus
+from agent_service.domain.start import ConversationState, NewRun, Started, StartPlan, plan_start
+from agent_service.domain.tool import Call
+from agent_service.engine.store import Move, Publish, T
+from agent_service.stores.errors import conversation_not_found, run_not_found
+
+
+@dataclass(slots=True)
+class _Conversation:
+    messages: list[Message] = field(default_factory=list)
+    last_run_id: str = ""
+
+
+@dataclass(slots=True)
+class _Stored:
+    run: Run
+    pinned: Pinned
+    calls: dict[str, Call] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+
+    def state(self, next_position: int, now: int, call_ids: tuple[str, ...] = (), request_id: str = "") -> RunState:
+        step = self.run.steps_taken
+        calls = tuple(call for call in self.calls.values() if call.step == step or call.tool_call_id in call_ids)
+        return RunState(self.run, calls, next_position, self.receipts.get(request_id), now)
+
+
+class MemoryStore:
+    """Implements RunStore. Nothing here awaits, so each call is a transaction of the event loop."""
+
+    name = "memory"
+
+    def __init__(self, *, publish: Publish, clock: Callable[[], int], new_id: NewId) -> None:
+        self._publish = publish
+        self._clock = clock
+        self._new_id = new_id
+        self._runs: dict[tuple[str, str], _Stored] = {}
+        self._conversations: dict[tuple[str, str], _Conversation] = {}
+
+    def now(self) -> int:
+        """The store's clock."""
+        return self._clock()
+
+    async def start(self, tenant: str, new: NewRun) -> Started:
+        """See RunStore."""
+        plan = self._plan_start(tenant, new)
+        if not plan.started.joined:
+            run = plan.started.run
+            self._conversations.setdefault((tenant, run.conversation_id), _Conversation())
+            self._runs[tenant, run.run_id] = _Stored(run, new.pinned)
+            for change in plan.changes:
+                self._write(tenant, change)
+            self._conversations[tenant, run.conversation_id].last_run_id = run.run_id
+        return plan.started
+
+    async def preview_start(self, tenant: str, new: NewRun) -> Started:
+        """See RunStore."""
+        return self._plan_start(tenant, new).started
+
+    async def move(
+        self, tenant: str, run_id: str, move: Move[T], *, call_ids: tuple[str, ...] = (), request_id: str = ""
+    ) -> T:
+        """See RunStore."""
+        result, change = await self.preview(tenant, run_id, move, call_ids=call_ids, request_id=request_id)
+        if change is not None:
+            self._write(tenant, change)
+        return result
+
+    async def owner_move(self, claim: Claim, move: Move[T]) -> T:
+        """See RunStore."""
+        if self._stored(claim.tenant, claim.run_id).run.epoch != claim.epoch:
+            raise StaleClaimError(claim)
+        return await self.move(claim.tenant, claim.run_id, move)
+
+    async def preview(
+        self, tenant: str, run_id: str, move: Move[T], *, call_ids: tuple[str, ...] = (), request_id: str = ""
+    ) -> tuple[T, Change | None]:
+        """See RunStore."""
+        stored = self._stored(tenant, run_id)
+        position = self._next_position(tenant, stored.run.conversation_id)
+        draft = Draft(stored.state(position, self._clock(), call_ids, request_id), self._new_id)
+        return move(draft), draft.change()
+
+    async def get_run(self, tenant: str, run_id: str) -> Snapshot:
+        """See RunStore."""
+        return Draft(self._stored(tenant, run_id).state(1, 0), self._new_id).snapshot
+
+    async def get_pinned(self, tenant: str, run_id: str) -> Pinned:
+        """See RunStore."""
+        return self._stored(tenant, run_id).pinned
+
+    async def events(self, tenant: str, run_id: str, after: int, limit: int) -> tuple[Event, ...]:
+        """See RunStore."""
+        return tuple(self._stored(tenant, run_id).events[after : after + limit])
+
+    async def messages(self, tenant: str, conversation_id: str, after: int, limit: int) -> tuple[Message, ...]:
+        """See RunStore."""
+        conversation = self._conversations.get((tenant, conversation_id))
+        if conversation is None:
+            raise conversation_not_found(conversation_id)
+        return tuple(conversation.messages[after : after + limit])
+
+    async def interrupt_running(self, error: RunError) -> int:
+        """See RunStore."""
+        running = [key for key, stored in self._runs.items() if stored.run.status is RunStatus.RUNNING]
+        for tenant, run_id in running:
+            await self.move(tenant, run_id, lambda draft: interrupt(draft, error))
+        return len(running)
+
+    async def close(self) -> None:
+        """Nothing to finish."""
+
+    def _stored(self, tenant: str, run_id: str) -> _Stored:
+        stored = self._runs.get((tenant, run_id))
+        if stored is None:
+            raise run_not_found(run_id)
+        return stored
+
+    def _next_position(self, tenant: str, conversation_id: str) -> int:
+        return len(self._conversations[tenant, conversation_id].messages) + 1
+
+    def _plan_start(self, tenant: str, new: NewRun) -> StartPlan:
+        existing = self._runs.get((tenant, new.run.run_id))
+        state = self._conversation_state(tenant, new)
+        return plan_start(new, existing.run if existing else None, state, self._clock(), self._new_id)
+
+    def _conversation_state(self, tenant: str, new: NewRun) -> ConversationState | None:
+        conversation = self._conversations.get((tenant, new.run.conversation_id))
+        if conversation is None:
+            return ConversationState(1, None) if new.new_conversation else None
+        position = len(conversation.messages) + 1
+        last = self._runs.get((tenant, conversation.last_run_id))
+        unsettled = last is not None and not last.run.status.terminal
+        return ConversationState(position, last.state(position, self._clock()) if last and unsettled else None)
+
+    def _write(self, tenant: str, change: Change) -> None:
+        run = change.run
+        stored = self._runs[tenant, run.run_id]
+        stored.run = run
+        stored.events.extend(change.events)
+        stored.calls.update((call.tool_call_id, call) for call in change.calls)
+        if change.receipt is not None:
+            stored.receipts[change.receipt.request_id] = change.receipt
+        self._conversations[tenant, run.conversation_id].messages.extend(change.messages)
+        self._publish(tenant, run.run_id, change.events)

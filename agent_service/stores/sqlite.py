@@ -1,0 +1,164 @@
+"""The store on one SQLite file: WAL, synchronous=FULL, one writer thread that commits waiting writes together."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+from agent_service.domain.draft import Change, Draft, NewId, Snapshot
+from agent_service.domain.errors import StaleClaimError
+from agent_service.domain.event import Event
+from agent_service.domain.message import Message
+from agent_service.domain.moves import interrupt
+from agent_service.domain.run import Claim, Pinned, Run, RunError
+from agent_service.domain.start import ConversationState, NewRun, Started, StartPlan, plan_start
+from agent_service.engine.store import Move, Publish, T
+from agent_service.stores import sqlite_rows as rows
+from agent_service.stores.sqlite_thread import SqliteThread, open_database, open_reader
+
+_Published = tuple[str, str, tuple[Event, ...]]
+
+
+class SqliteStore:
+    """Implements RunStore. Make it inside the running event loop. Raises SchemaError if the file cannot be used."""
+
+    name = "sqlite"
+
+    def __init__(self, path: Path, *, publish: Publish, clock: Callable[[], int], new_id: NewId) -> None:
+        self._publish = publish
+        self._clock = clock
+        self._new_id = new_id
+        self._writer = SqliteThread(open_database(path), "sqlite-writer", begin="BEGIN IMMEDIATE")
+        self._reader = SqliteThread(open_reader(path), "sqlite-reader", begin="BEGIN")
+
+    def now(self) -> int:
+        """The host's clock."""
+        return self._clock()
+
+    async def start(self, tenant: str, new: NewRun) -> Started:
+        """See RunStore."""
+
+        def work(db: sqlite3.Connection) -> tuple[Started, list[_Published]]:
+            plan = self._plan_start(db, tenant, new)
+            if not plan.started.joined:
+                self._write_start(db, tenant, new, plan)
+            return plan.started, [(tenant, c.run.run_id, c.events) for c in plan.changes]
+
+        return (await self._writer.run(work, self._tell))[0]
+
+    async def preview_start(self, tenant: str, new: NewRun) -> Started:
+        """See RunStore."""
+        return (await self._reader.run(lambda db: self._plan_start(db, tenant, new))).started
+
+    async def move(
+        self, tenant: str, run_id: str, move: Move[T], *, call_ids: tuple[str, ...] = (), request_id: str = ""
+    ) -> T:
+        """See RunStore."""
+        return await self._move(tenant, run_id, move, call_ids, request_id, None)
+
+    async def owner_move(self, claim: Claim, move: Move[T]) -> T:
+        """See RunStore."""
+        return await self._move(claim.tenant, claim.run_id, move, (), "", claim)
+
+    async def preview(
+        self, tenant: str, run_id: str, move: Move[T], *, call_ids: tuple[str, ...] = (), request_id: str = ""
+    ) -> tuple[T, Change | None]:
+        """See RunStore."""
+
+        def work(db: sqlite3.Connection) -> tuple[T, Change | None]:
+            run_key, run = rows.load_run(db, tenant, run_id)
+            draft = self._draft(db, run_key, run, call_ids, request_id)
+            return move(draft), draft.change()
+
+        return await self._reader.run(work)
+
+    async def get_run(self, tenant: str, run_id: str) -> Snapshot:
+        """See RunStore."""
+
+        def work(db: sqlite3.Connection) -> Snapshot:
+            run_key, run = rows.load_run(db, tenant, run_id)
+            return self._draft(db, run_key, run).snapshot
+
+        return await self._reader.run(work)
+
+    async def get_pinned(self, tenant: str, run_id: str) -> Pinned:
+        """See RunStore."""
+        return await self._reader.run(lambda db: rows.load_pinned(db, tenant, run_id))
+
+    async def events(self, tenant: str, run_id: str, after: int, limit: int) -> tuple[Event, ...]:
+        """See RunStore."""
+
+        def work(db: sqlite3.Connection) -> tuple[Event, ...]:
+            run_key, _ = rows.load_run(db, tenant, run_id)
+            return rows.load_events(db, run_key, run_id, after, limit)
+
+        return await self._reader.run(work)
+
+    async def messages(self, tenant: str, conversation_id: str, after: int, limit: int) -> tuple[Message, ...]:
+        """See RunStore."""
+        return await self._reader.run(lambda db: rows.load_messages(db, tenant, conversation_id, after, limit))
+
+    async def interrupt_running(self, error: RunError) -> int:
+        """See RunStore."""
+        running = await self._reader.run(rows.running)
+        for tenant, run_id in running:
+            await self.move(tenant, run_id, lambda draft: interrupt(draft, error))
+        return len(running)
+
+    async def close(self) -> None:
+        """See RunStore."""
+        await self._reader.close()
+        await self._writer.close()
+
+    async def _move(
+        self,
+        tenant: str,
+        run_id: str,
+        move: Move[T],
+        call_ids: tuple[str, ...],
+        request_id: str,
+        claim: Claim | None,
+    ) -> T:
+        def work(db: sqlite3.Connection) -> tuple[T, list[_Published]]:
+            run_key, run = rows.load_run(db, tenant, run_id)
+            if claim is not None and claim.epoch != run.epoch:
+                raise StaleClaimError(claim)
+            draft = self._draft(db, run_key, run, call_ids, request_id)
+            result = move(draft)
+            change = draft.change()
+            if change is None:
+                return result, []
+            rows.write_change(db, run_key, rows.conversation_of(db, run_key), change)
+            return result, [(tenant, run_id, change.events)]
+
+        return (await self._writer.run(work, self._tell))[0]
+
+    def _draft(
+        self, db: sqlite3.Connection, run_key: int, run: Run, call_ids: tuple[str, ...] = (), request_id: str = ""
+    ) -> Draft:
+        return Draft(rows.load_state(db, run_key, run, self._clock(), call_ids, request_id), self._new_id)
+
+    def _plan_start(self, db: sqlite3.Connection, tenant: str, new: NewRun) -> StartPlan:
+        now = self._clock()
+        existing = rows.find_run(db, tenant, new.run.run_id)
+        found = rows.find_conversation(db, tenant, new.run.conversation_id)
+        if found is not None:
+            state: ConversationState | None = rows.load_conversation(db, *found, now)
+        else:
+            state = ConversationState(1, None) if new.new_conversation else None
+        return plan_start(new, existing[1] if existing else None, state, now, self._new_id)
+
+    def _write_start(self, db: sqlite3.Connection, tenant: str, new: NewRun, plan: StartPlan) -> None:
+        run = plan.started.run
+        found = rows.find_conversation(db, tenant, run.conversation_id)
+        key = found[0] if found else rows.insert_conversation(db, tenant, run.conversation_id, run.create_time)
+        for change in plan.changes[:-1]:
+            settled_key, _ = rows.load_run(db, tenant, change.run.run_id)
+            rows.write_change(db, settled_key, key, change)
+        run_key = rows.insert_run(db, tenant, run, key, rows.ensure_pin(db, tenant, new.pinned))
+        rows.write_change(db, run_key, key, plan.changes[-1])
+
+    def _tell(self, written: tuple[object, list[_Published]]) -> None:
+        for tenant, run_id, events in written[1]:
+            self._publish(tenant, run_id, events)

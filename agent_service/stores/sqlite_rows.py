@@ -1,0 +1,278 @@
+"""The SQL of the SQLite store: rows to values and back, each mapping once."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from typing import NamedTuple
+
+from agent_service.domain.draft import Change, Receipt, RunState
+from agent_service.domain.event import DurableBody, Event, MessageStored
+from agent_service.domain.message import Message
+from agent_service.domain.run import Pinned, Run
+from agent_service.domain.start import ConversationState
+from agent_service.domain.tool import Call
+from agent_service.stores import codec
+from agent_service.stores.errors import PAGE_BYTES, conversation_not_found, run_not_found
+
+_MESSAGE_COLUMNS = (
+    "m.message_id, c.conversation_id, r.run_id, m.step_id, m.position, m.create_time, m.kind, m.codec, m.body"
+)
+
+
+class _MessageRow(NamedTuple):
+    message_id: str
+    conversation_id: str
+    run_id: str
+    step_id: str
+    position: int
+    create_time: int
+    kind: str
+    codec: int
+    body: str
+
+
+def find_run(db: sqlite3.Connection, tenant: str, run_id: str) -> tuple[int, Run] | None:
+    """The key and the value of a run."""
+    row = db.execute(
+        "SELECT run_key, codec, body FROM runs WHERE tenant = ? AND run_id = ?", (tenant, run_id)
+    ).fetchone()
+    return (row[0], codec.decode_run(row[1], row[2])) if row else None
+
+
+def load_run(db: sqlite3.Connection, tenant: str, run_id: str) -> tuple[int, Run]:
+    """The same; raises RUN_NOT_FOUND."""
+    found = find_run(db, tenant, run_id)
+    if found is None:
+        raise run_not_found(run_id)
+    return found
+
+
+def load_calls(db: sqlite3.Connection, run_key: int, step: int, call_ids: tuple[str, ...] = ()) -> tuple[Call, ...]:
+    """The calls of a step, and those named that belong to the run."""
+    named = ",".join("?" * len(call_ids))
+    rows = db.execute(
+        f"SELECT codec, body FROM calls WHERE run_key = ? AND (step = ? OR tool_call_id IN ({named}))",
+        (run_key, step, *call_ids),
+    )
+    return tuple(codec.decode_call(version, body) for version, body in rows)
+
+
+def load_state(
+    db: sqlite3.Connection, run_key: int, run: Run, now: int, call_ids: tuple[str, ...] = (), request_id: str = ""
+) -> RunState:
+    """What a move sees."""
+    (position,) = db.execute(
+        "SELECT next_position FROM conversations JOIN runs USING (conversation_key) WHERE run_key = ?", (run_key,)
+    ).fetchone()
+    calls = load_calls(db, run_key, run.steps_taken, call_ids)
+    return RunState(run, calls, position, _load_receipt(db, run_key, request_id), now)
+
+
+def _load_receipt(db: sqlite3.Connection, run_key: int, request_id: str) -> Receipt | None:
+    if not request_id:
+        return None
+    row = db.execute(
+        "SELECT codec, body FROM receipts WHERE run_key = ? AND request_id = ?", (run_key, request_id)
+    ).fetchone()
+    return codec.decode_receipt(*row) if row else None
+
+
+def find_conversation(db: sqlite3.Connection, tenant: str, conversation_id: str) -> tuple[int, int] | None:
+    """The key of a conversation and its next position."""
+    row = db.execute(
+        "SELECT conversation_key, next_position FROM conversations WHERE tenant = ? AND conversation_id = ?",
+        (tenant, conversation_id),
+    ).fetchone()
+    return (row[0], row[1]) if row else None
+
+
+def load_conversation(db: sqlite3.Connection, conversation_key: int, position: int, now: int) -> ConversationState:
+    """What a start sees: the run of the conversation that is not settled, if there is one."""
+    row = db.execute(
+        "SELECT run_key, codec, body FROM runs "
+        "WHERE conversation_key = ? AND status IN ('running', 'paused', 'interrupted')",
+        (conversation_key,),
+    ).fetchone()
+    if row is None:
+        return ConversationState(position, None)
+    return ConversationState(position, load_state(db, row[0], codec.decode_run(row[1], row[2]), now))
+
+
+def insert_conversation(db: sqlite3.Connection, tenant: str, conversation_id: str, now: int) -> int:
+    """A new conversation's key."""
+    cursor = db.execute(
+        "INSERT INTO conversations (tenant, conversation_id, create_time) VALUES (?, ?, ?)",
+        (tenant, conversation_id, now),
+    )
+    return _key(cursor)
+
+
+def insert_run(db: sqlite3.Connection, tenant: str, run: Run, conversation_key: int, pin_key: int) -> int:
+    """A new run's key."""
+    cursor = db.execute(
+        "INSERT INTO runs (tenant, run_id, conversation_key, pin_key, create_time, "
+        "status, epoch, owner, lease_expire_time, last_sequence, codec, body) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+        (tenant, run.run_id, conversation_key, pin_key, run.create_time, *_run_columns(run)),
+    )
+    return _key(cursor)
+
+
+def ensure_pin(db: sqlite3.Connection, tenant: str, pinned: Pinned) -> int:
+    """The key of what a run is pinned to; equal ones are stored once."""
+    body = codec.encode(pinned)
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    row = db.execute("SELECT pin_key FROM pins WHERE tenant = ? AND sha256 = ?", (tenant, digest)).fetchone()
+    if row:
+        return int(row[0])
+    cursor = db.execute(
+        "INSERT INTO pins (tenant, sha256, codec, body) VALUES (?, ?, ?, ?)",
+        (tenant, digest, codec.CODEC_VERSION, body),
+    )
+    return _key(cursor)
+
+
+def load_pinned(db: sqlite3.Connection, tenant: str, run_id: str) -> Pinned:
+    """What a run is pinned to; raises RUN_NOT_FOUND."""
+    row = db.execute(
+        "SELECT pins.codec, pins.body FROM runs JOIN pins USING (pin_key) WHERE runs.tenant = ? AND run_id = ?",
+        (tenant, run_id),
+    ).fetchone()
+    if row is None:
+        raise run_not_found(run_id)
+    return codec.decode_pinned(*row)
+
+
+def write_change(db: sqlite3.Connection, run_key: int, conversation_key: int, change: Change) -> None:
+    """Writes everything a move did to one run."""
+    version = codec.CODEC_VERSION
+    db.execute(
+        "UPDATE runs SET status = ?, epoch = ?, owner = ?, lease_expire_time = ?, last_sequence = ?, "
+        "codec = ?, body = ? WHERE run_key = ?",
+        (*_run_columns(change.run), run_key),
+    )
+    if change.messages:
+        db.executemany(
+            "INSERT INTO messages VALUES (?,?,?,?,?,?,?,?,?)",
+            [_message_row(conversation_key, run_key, m) for m in change.messages],
+        )
+        db.execute(
+            "UPDATE conversations SET next_position = ? WHERE conversation_key = ?",
+            (change.next_position, conversation_key),
+        )
+    db.executemany("INSERT INTO events VALUES (?,?,?,?,?,?,?,?)", [_event_row(run_key, e) for e in change.events])
+    db.executemany(
+        "INSERT INTO calls (tool_call_id, run_key, step, state, codec, body) VALUES (?,?,?,?,?,?) "
+        "ON CONFLICT (tool_call_id) DO UPDATE SET state = excluded.state, codec = excluded.codec, body = excluded.body",
+        [(c.tool_call_id, run_key, c.step, c.state.value, version, codec.encode(c)) for c in change.calls],
+    )
+    if change.receipt is not None:
+        db.execute(
+            "INSERT INTO receipts VALUES (?,?,?,?)",
+            (run_key, change.receipt.request_id, version, codec.encode(change.receipt)),
+        )
+
+
+def conversation_of(db: sqlite3.Connection, run_key: int) -> int:
+    """The key of a run's conversation."""
+    (key,) = db.execute("SELECT conversation_key FROM runs WHERE run_key = ?", (run_key,)).fetchone()
+    return int(key)
+
+
+def running(db: sqlite3.Connection) -> list[tuple[str, str]]:
+    """Tenant and id of every running run."""
+    return db.execute("SELECT tenant, run_id FROM runs WHERE status = 'running'").fetchall()
+
+
+def load_messages(
+    db: sqlite3.Connection, tenant: str, conversation_id: str, after: int, limit: int
+) -> tuple[Message, ...]:
+    """A page of messages; raises CONVERSATION_NOT_FOUND."""
+    found = find_conversation(db, tenant, conversation_id)
+    if found is None:
+        raise conversation_not_found(conversation_id)
+    rows = db.execute(
+        f"SELECT {_MESSAGE_COLUMNS} FROM messages m JOIN conversations c USING (conversation_key) "
+        "JOIN runs r USING (run_key) WHERE m.conversation_key = ? AND m.position > ? ORDER BY m.position LIMIT ?",
+        (found[0], after, limit),
+    )
+    page, size = [], 0
+    for row in rows:
+        page.append(_message(_MessageRow(*row)))
+        size += len(row[-1])
+        if size >= PAGE_BYTES:
+            break
+    return tuple(page)
+
+
+def load_events(db: sqlite3.Connection, run_key: int, run_id: str, after: int, limit: int) -> tuple[Event, ...]:
+    """A page of events."""
+    rows = db.execute(
+        f"SELECT e.sequence, e.step_id, e.create_time, e.kind, e.codec, e.body, {_MESSAGE_COLUMNS} "
+        "FROM events e JOIN runs er ON er.run_key = e.run_key "
+        "LEFT JOIN messages m ON m.conversation_key = er.conversation_key AND m.position = e.position "
+        "LEFT JOIN conversations c ON c.conversation_key = m.conversation_key "
+        "LEFT JOIN runs r ON r.run_key = m.run_key "
+        "WHERE e.run_key = ? AND e.sequence > ? ORDER BY e.sequence LIMIT ?",
+        (run_key, after, limit),
+    )
+    page, size = [], 0
+    for sequence, step_id, create_time, kind, version, body, *message in rows:
+        if body is None:
+            event_body: DurableBody = MessageStored(_message(_MessageRow(*message)))
+        else:
+            event_body = codec.decode_body(version, kind, body)
+        page.append(Event(run_id, sequence, step_id, create_time, event_body))
+        size += len(body or message[-1])
+        if size >= PAGE_BYTES:
+            break
+    return tuple(page)
+
+
+def _run_columns(run: Run) -> tuple[str, int, str, int, int, int, str]:
+    return (
+        run.status.value,
+        run.epoch,
+        run.owner,
+        run.lease_expire_time,
+        run.last_sequence,
+        codec.CODEC_VERSION,
+        codec.encode(run),
+    )
+
+
+def _event_row(run_key: int, event: Event) -> tuple[int, int, str, int, str, int | None, int, str | None]:
+    body = event.body
+    kind = codec.body_kind(body)
+    if isinstance(body, MessageStored):
+        position: int | None = body.message.position
+        text: str | None = None
+    else:
+        position, text = None, codec.encode(body)
+    return (run_key, event.sequence, event.step_id, event.create_time, kind, position, codec.CODEC_VERSION, text)
+
+
+def _message_row(conversation_key: int, run_key: int, m: Message) -> tuple[int, int, str, int, str, int, str, int, str]:
+    body = codec.encode(m.content)
+    kind = m.type.value
+    return (
+        conversation_key,
+        m.position,
+        m.message_id,
+        run_key,
+        m.step_id,
+        m.create_time,
+        kind,
+        codec.CODEC_VERSION,
+        body,
+    )
+
+
+def _message(row: _MessageRow) -> Message:
+    content = codec.decode_content(row.codec, row.kind, row.body)
+    return Message(row.message_id, row.conversation_id, row.run_id, row.step_id, row.position, row.create_time, content)
+
+
+def _key(cursor: sqlite3.Cursor) -> int:
+    assert cursor.lastrowid is not None
+    return cursor.lastrowid

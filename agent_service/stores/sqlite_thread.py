@@ -1,0 +1,198 @@
+"""A thread that owns one SQLite connection. The writer's thread commits what is waiting together: one flush for many.
+
+Opening, settings of the connection and the version of the schema are here, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+from agent_service.stores.errors import unavailable
+
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], T]
+
+SCHEMA_VERSION = 1
+BUSY_SECONDS = 5.0
+"""How long a transaction waits for another process before the store counts as unavailable."""
+MAX_BATCH = 64
+"""At most so many writes are committed together; keeps the lock short."""
+_MINIMUM_SQLITE = (3, 37, 0)
+
+
+class SchemaError(Exception):
+    """The file cannot be used by this program; the text says why and what to do."""
+
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """Opens (or makes, readable by the owner only) a database of the present schema. Raises SchemaError."""
+    if sqlite3.sqlite_version_info < _MINIMUM_SQLITE:
+        raise SchemaError(f"SQLite {sqlite3.sqlite_version} is too old; 3.37 or newer is needed")
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        connection = _connect(path)
+    except (OSError, sqlite3.Error) as error:
+        raise SchemaError(f"cannot open the store {path}: {error}") from error
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        _migrate(connection, path)
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise SchemaError(f"cannot use the store {path}: {error}") from error
+    except SchemaError:
+        connection.close()
+        raise
+    return connection
+
+
+def open_reader(path: Path) -> sqlite3.Connection:
+    """A second connection that can only read."""
+    connection = _connect(path)
+    connection.execute("PRAGMA query_only = ON")
+    return connection
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
+    )
+    for pragma in ("synchronous = FULL", "foreign_keys = ON", "fullfsync = ON", "trusted_schema = OFF"):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > SCHEMA_VERSION:
+        connection.execute("ROLLBACK")
+        raise SchemaError(
+            f"the store {path} has schema {version}, newer than {SCHEMA_VERSION} of this program; use the newer program"
+        )
+    if version == 0:
+        if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+            connection.execute("ROLLBACK")
+            raise SchemaError(f"the store {path} is a database of something else; name another file")
+        for statement in _statements():
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.execute("COMMIT")
+
+
+def _statements() -> list[str]:
+    """The schema's statements, one by one, so that they share a transaction."""
+    statements, pending = [], ""
+    for line in (files("agent_service.stores") / "schema.sql").read_text().splitlines(keepends=True):
+        pending += line
+        if sqlite3.complete_statement(pending):
+            statements.append(pending)
+            pending = ""
+    return statements
+
+
+@dataclass(slots=True)
+class _Job:
+    work: Work[Any]
+    future: asyncio.Future[Any]
+    done: Callable[[Any], None] | None
+    result: Any = None
+    error: BaseException | None = None
+
+
+class SqliteThread:
+    """Runs work on its connection, in order. For a writer, each piece of work is a transaction of its own for its
+    caller, and its future is set only after the flush of the commit returned."""
+
+    def __init__(self, connection: sqlite3.Connection, name: str, *, begin: str) -> None:
+        self._connection = connection
+        self._begin = begin
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._closed = False
+        self._thread.start()
+
+    async def run(self, work: Work[T], done: Callable[[T], None] | None = None) -> T:
+        """The result of `work`; `done` is called with it in the event loop right after the commit, in commit order."""
+        if self._closed:
+            raise unavailable("it is closed")
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._jobs.put(_Job(work, future, done))
+        return await future
+
+    async def close(self) -> None:
+        """Finishes what is queued, then closes the connection."""
+        self._closed = True
+        self._jobs.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _serve(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            batch, more = self._gather(job)
+            self._execute(batch)
+            self._loop.call_soon_threadsafe(_complete, batch)
+            if not more:
+                break
+        self._connection.close()
+
+    def _gather(self, first: _Job) -> tuple[list[_Job], bool]:
+        """What waits already, up to the bound; False if the end of the queue was among it."""
+        batch = [first]
+        while len(batch) < MAX_BATCH:
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                break
+            if job is None:
+                return batch, False
+            batch.append(job)
+        return batch, True
+
+    def _execute(self, batch: list[_Job]) -> None:
+        try:
+            self._connection.execute(self._begin)
+            for job in batch:
+                self._attempt(job)
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back()
+            for job in batch:
+                job.error = job.error or unavailable(str(error))
+
+    def _attempt(self, job: _Job) -> None:
+        """One piece of work; its failure undoes only itself."""
+        execute = self._connection.execute
+        execute("SAVEPOINT job")
+        try:
+            job.result = job.work(self._connection)
+        except sqlite3.OperationalError:
+            raise
+        except Exception as error:
+            job.error = error
+            execute("ROLLBACK TO job")
+        execute("RELEASE job")
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+
+def _complete(batch: list[_Job]) -> None:
+    for job in batch:
+        if job.error is None and job.done is not None:
+            job.done(job.result)
+        if job.future.done():
+            continue
+        if job.error is not None:
+            job.future.set_exception(job.error)
+        else:
+            job.future.set_result(job.result)

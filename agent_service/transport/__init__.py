@@ -1,0 +1,1 @@
+"""The gRPC server: adapts requests onto agents and runs."""

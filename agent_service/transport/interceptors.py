@@ -1,0 +1,123 @@
+"""The one interceptor around every RPC: errors become statuses, nothing leaks, each call leaves a line in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+from grpc_status import rpc_status
+
+from agent_service.domain.errors import AgentServiceError, Reason
+from agent_service.transport.status import CODES, to_status
+
+log = structlog.get_logger()
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_QUIET = ("/grpc.health.", "/grpc.reflection.")
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """Wraps handlers. Must be the outermost interceptor.
+
+    Server-streaming handlers are async generators; here they become coroutines that write, because only then a client
+    that leaves during a write cancels the generator in its own task.
+    """
+
+    def __init__(self, max_request_bytes: int) -> None:
+        self._max_request_bytes = max_request_bytes
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """See grpc.aio.ServerInterceptor."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or method.startswith(_QUIET):
+            return handler
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._streaming(method, handler.unary_stream),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(method, handler.unary_unary),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _unary(self, method: str, inner: Any) -> Any:
+        async def handle(request: Message, context: Context) -> Any:
+            response = None
+            async with _Call(method, context) as call:
+                self._check_size(request)
+                response = await inner(request, context)
+            if call.status is not None:
+                await context.abort_with_status(call.status)
+            return response
+
+        return handle
+
+    def _streaming(self, method: str, inner: Any) -> Any:
+        async def handle(request: Message, context: Context) -> None:
+            async with _Call(method, context) as call:
+                self._check_size(request)
+                async with aclosing(inner(request, context)) as responses:
+                    async for response in responses:
+                        await context.write(response)
+            if call.status is not None:
+                await context.abort_with_status(call.status)
+
+        return handle
+
+    def _check_size(self, request: Message) -> None:
+        size = request.ByteSize()
+        if size > self._max_request_bytes:
+            raise AgentServiceError(
+                Reason.TOO_LARGE, f"the request has {size} bytes; at most {self._max_request_bytes} are allowed"
+            )
+
+
+class _Call:
+    """Logs one call. Swallows its error, whose status is in `status`; cancellation passes."""
+
+    def __init__(self, method: str, context: Context) -> None:
+        self._method = method
+        self._context = context
+        self.status: Any = None
+
+    async def __aenter__(self) -> _Call:
+        self._begun = time.monotonic()
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(rpc=self._method.rsplit("/", 1)[-1])
+        return self
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if error is None:
+            self._log("OK")
+            return False
+        if isinstance(error, asyncio.CancelledError | GeneratorExit | KeyboardInterrupt | SystemExit):
+            self._log("CANCELLED")
+            return False
+        if not isinstance(error, AgentServiceError):
+            error = self._unforeseen(error)
+        self._log(CODES[error.reason].name, reason=error.reason.value, error=error.message)
+        self.status = rpc_status.to_status(to_status(error))
+        return True
+
+    def _unforeseen(self, error: BaseException) -> AgentServiceError:
+        error_id = secrets.token_hex(6)
+        log.error("rpc.crashed", error_id=error_id, exc_info=error)
+        return AgentServiceError(Reason.INTERNAL, f"internal error {error_id}; see the server's log")
+
+    def _log(self, code: str, **more: str) -> None:
+        log.info("rpc", code=code, ms=round((time.monotonic() - self._begun) * 1000, 1), **more)

@@ -1,0 +1,316 @@
+"""From protobuf to domain commands, field by field. All problems of a request are named at once, with their paths."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from agentrpc.v1 import agent_service_pb2 as pb
+from agentrpc.v1 import messages_pb2, tools_pb2
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.struct_pb2 import Struct, Value
+
+from agent_service.domain.errors import FieldViolation, Reason, invalid
+from agent_service.domain.message import InputContent, MessageType, SystemContent, UserContent
+from agent_service.domain.submit import ApproveAnswer, CallAnswer, DenyAnswer, ReturnAnswer
+from agent_service.domain.tool import Executor, ToolChoice, ToolChoiceMode, ToolSchema
+from agent_service.engine.commands import StartCommand, SubmitCommand, View, digest
+from agent_service.engine.limits import Limits
+from agent_service.engine.schemas import schema_problem
+
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_WHOLE = 2**53
+_EMPTY_PARAMETERS = '{"type":"object","properties":{}}'
+_MAX_LABEL_VALUE = 256
+_SHOWN = 64
+
+
+class Problems:
+    """Collects field violations under a path prefix."""
+
+    def __init__(self) -> None:
+        self._found: list[FieldViolation] = []
+        self._reason = Reason.INVALID_FIELD
+
+    def add(self, field: str, description: str, reason: Reason = Reason.INVALID_FIELD) -> None:
+        """Notes one problem."""
+        if not self._found:
+            self._reason = reason
+        self._found.append(FieldViolation(field, description))
+
+    def check(self) -> None:
+        """Raises if there are any."""
+        if self._found:
+            raise invalid(*self._found, reason=self._reason)
+
+
+class Reader:
+    """Reads one request; `prefix` is the path of the message inside it, such as "step."."""
+
+    def __init__(self, limits: Limits, prefix: str = "") -> None:
+        self.problems = Problems()
+        self._limits = limits
+        self._prefix = prefix
+
+    def start(self, request: pb.StepRequest) -> StartCommand:
+        """A start. Raises INVALID_FIELD or INVALID_TOOL_SCHEMA with every problem found."""
+        command = StartCommand(
+            inputs=self._inputs(request.input_messages),
+            run_id=self.id("run_id", request.run_id),
+            conversation_id=self.id("conversation_id", request.conversation_id),
+            client_tools=self._client_tools(request.client_tools),
+            max_steps=self._max_steps(request),
+            tool_choice=self._tool_choice(request.tool_choice),
+            parallel_tool_calls=request.parallel_tool_calls if request.HasField("parallel_tool_calls") else None,
+            model=request.model,
+            system_prompt=request.system_prompt,
+            labels=self._labels(request.labels),
+            request_start_time=self._start_time(request.request_start_timestamp_ns),
+        )
+        self.id("agent_id", request.agent_id)
+        self._bounded("system_prompt", request.system_prompt, self._limits.max_input_bytes)
+        self._bounded("model", request.model, 256)
+        return command
+
+    def submit(self, request: pb.SubmitToolReturnsRequest) -> SubmitCommand:
+        """A submit."""
+        run_id = self.id("run_id", request.run_id)
+        if not request.run_id:
+            self._add("run_id", "is empty; name the run that waits")
+        answers = (
+            *(self._tool_return(f"tool_returns[{i}]", value) for i, value in enumerate(request.tool_returns)),
+            *(self._approval(f"approvals[{i}]", value) for i, value in enumerate(request.approvals)),
+        )
+        if not answers:
+            self._add("tool_returns", "is empty, and so is approvals; answer at least one pending call")
+        return SubmitCommand(run_id, answers, self.id("request_id", request.request_id))
+
+    def view(self, request: Any) -> View:
+        """The view fields that StepRequest and WatchRunRequest share."""
+        types = set()
+        for index, number in enumerate(request.include_return_message_types):
+            kind = self._message_type(f"include_return_message_types[{index}]", number)
+            if kind is not None:
+                types.add(kind)
+        use = request.use_assistant_message if request.HasField("use_assistant_message") else True
+        return View(frozenset(types) if types else None, use)
+
+    def id(self, field: str, value: str) -> str:
+        """An id chosen by the caller, or empty."""
+        if value and not _ID.fullmatch(value):
+            self._add(field, f"{value[:_SHOWN]!r} is not 1 to 64 of A-Z a-z 0-9 . _ : -")
+        return value
+
+    def seconds(self, field: str, value: Duration, present: bool) -> float | None:
+        """A wait; None when unset."""
+        if not present:
+            return None
+        nanoseconds = value.seconds * 1_000_000_000 + value.nanos
+        if nanoseconds < 0:
+            self._add(field, f"{nanoseconds / 1e9} s is negative; send 0 or more, or leave it unset")
+        return max(nanoseconds / 1e9, 0)
+
+    def disconnect(self, number: int) -> bool:
+        """Whether a dropped call cancels the run."""
+        if number not in pb.OnDisconnect.values():
+            self._add("on_disconnect", f"{number} is not a value of OnDisconnect")
+        return number == pb.ON_DISCONNECT_CANCEL
+
+    def refuse_in_stream(self, request: Any, instead: str) -> None:
+        """Fields that mean nothing in a stream."""
+        if request.background:
+            self._add("background", f"true in a stream; use {instead}, then RunService.WatchRun")
+        if request.HasField("max_wait"):
+            self._add("max_wait", "set in a stream; use a deadline of the call")
+
+    def done(self) -> None:
+        """Raises what was found."""
+        self.problems.check()
+
+    def _add(self, field: str, description: str, reason: Reason = Reason.INVALID_FIELD) -> None:
+        self.problems.add(self._prefix + field, description, reason)
+
+    def _bounded(self, field: str, text: str, most: int) -> None:
+        size = len(text.encode())
+        if size > most:
+            self._add(field, f"{size} bytes; at most {most} are allowed")
+
+    def _inputs(self, messages: Sequence[messages_pb2.InputMessage]) -> tuple[InputContent, ...]:
+        if not messages:
+            self._add("input_messages", "is empty; send at least one message")
+        inputs = tuple(self._input(f"input_messages[{i}]", message) for i, message in enumerate(messages))
+        size = sum(len(content.text.encode()) for content in inputs)
+        if size > self._limits.max_input_bytes:
+            self._add("input_messages", f"{size} bytes of text; at most {self._limits.max_input_bytes} are allowed")
+        return inputs
+
+    def _input(self, path: str, message: messages_pb2.InputMessage) -> InputContent:
+        text = self._text(path, message.text, message.parts, required=True)
+        if message.name and not _TOOL_NAME.fullmatch(message.name):
+            self._add(f"{path}.name", f"{message.name[:_SHOWN]!r} is not 1 to 64 letters, digits, '_' or '-'")
+        if message.role not in messages_pb2.Role.values():
+            self._add(f"{path}.role", f"{message.role} is not a value of Role")
+        if message.role == messages_pb2.ROLE_SYSTEM:
+            return SystemContent(text)
+        return UserContent(text, message.name)
+
+    def _text(self, path: str, text: str, parts: Sequence[Any], *, required: bool) -> str:
+        if text and parts:
+            self._add(f"{path}.parts", "set together with text; send one of them")
+        if required and not text and not parts:
+            self._add(f"{path}.text", "is empty, and so is parts; send one of them")
+        for index, part in enumerate(parts):
+            if part.WhichOneof("content") is None:
+                self._add(f"{path}.parts[{index}]", "has no content; set text")
+        return text or "".join(part.text for part in parts)
+
+    def _max_steps(self, request: pb.StepRequest) -> int:
+        if not request.HasField("max_steps"):
+            return self._limits.default_max_steps
+        if request.max_steps < 1:
+            default = self._limits.default_max_steps
+            self._add("max_steps", f"{request.max_steps} is below 1; send 1 or more, or leave it unset for {default}")
+        return request.max_steps
+
+    def _start_time(self, value: int) -> int:
+        if value < 0:
+            self._add("request_start_timestamp_ns", f"{value} is negative; send Unix time in nanoseconds, or 0")
+        return value
+
+    def _tool_choice(self, choice: tools_pb2.ToolChoice) -> ToolChoice:
+        names = {
+            tools_pb2.TOOL_CHOICE_MODE_UNSPECIFIED: ToolChoiceMode.AUTO,
+            tools_pb2.TOOL_CHOICE_MODE_AUTO: ToolChoiceMode.AUTO,
+            tools_pb2.TOOL_CHOICE_MODE_REQUIRED: ToolChoiceMode.REQUIRED,
+            tools_pb2.TOOL_CHOICE_MODE_NONE: ToolChoiceMode.NONE,
+        }
+        mode = names.get(choice.mode)
+        if mode is None:
+            self._add("tool_choice.mode", f"{choice.mode} is not a value of ToolChoiceMode")
+        if choice.mode and choice.tool_name:
+            self._add("tool_choice.tool_name", "set together with mode; send one of them")
+        return ToolChoice(mode or ToolChoiceMode.AUTO, choice.tool_name)
+
+    def _labels(self, labels: Any) -> dict[str, str]:
+        if len(labels) > self._limits.max_labels:
+            self._add("labels", f"{len(labels)} labels; at most {self._limits.max_labels} are allowed")
+        for key, value in labels.items():
+            if not _ID.fullmatch(key):
+                self._add("labels", f"key {key[:_SHOWN]!r} is not 1 to 64 of A-Z a-z 0-9 . _ : -")
+            if len(value) > _MAX_LABEL_VALUE:
+                self._add(f'labels["{key[:_SHOWN]}"]', f"{len(value)} characters; at most {_MAX_LABEL_VALUE}")
+        return dict(labels)
+
+    def _message_type(self, field: str, number: int) -> MessageType | None:
+        if number not in messages_pb2.MessageType.values() or number == messages_pb2.MESSAGE_TYPE_UNSPECIFIED:
+            self._add(field, f"{number} is not a message type")
+            return None
+        name = messages_pb2.MessageType.Name(number)  # type: ignore[arg-type]  # checked just above
+        return MessageType(name.removeprefix("MESSAGE_TYPE_").lower())
+
+    def _client_tools(self, tools: Sequence[tools_pb2.ClientToolSchema]) -> tuple[ToolSchema, ...]:
+        if len(tools) > self._limits.max_client_tools:
+            most = self._limits.max_client_tools
+            self._add("client_tools", f"{len(tools)} tools; at most {most} are allowed")
+            return ()
+        first: dict[str, int] = {}
+        for index, tool in enumerate(tools):
+            if tool.name in first:
+                self._add(
+                    f"client_tools[{index}].name", f"'{tool.name}' is the name of client_tools[{first[tool.name]}]"
+                )
+            first.setdefault(tool.name, index)
+        return tuple(self._client_tool(f"client_tools[{i}]", tool) for i, tool in enumerate(tools))
+
+    def _client_tool(self, path: str, tool: tools_pb2.ClientToolSchema) -> ToolSchema:
+        if not _TOOL_NAME.fullmatch(tool.name):
+            self._add(f"{path}.name", f"{tool.name[:_SHOWN]!r} is not 1 to 64 letters, digits, '_' or '-'")
+        self._bounded(f"{path}.description", tool.description, self._limits.max_tool_schema_bytes)
+        return ToolSchema(
+            name=tool.name,
+            description=tool.description,
+            parameters_json=self._parameters(path, tool),
+            executor=Executor.CLIENT,
+            result_schema_json=self._schema(f"{path}.result_schema_json", tool.result_schema_json, any_type=True),
+        )
+
+    def _parameters(self, path: str, tool: tools_pb2.ClientToolSchema) -> str:
+        if tool.HasField("parameters"):
+            if tool.parameters_json:
+                self._add(f"{path}.parameters_json", "set together with parameters; send one of them")
+            return self._schema(f"{path}.parameters", struct_json(tool.parameters)) or _EMPTY_PARAMETERS
+        return self._schema(f"{path}.parameters_json", tool.parameters_json) or _EMPTY_PARAMETERS
+
+    def _schema(self, field: str, text: str, *, any_type: bool = False) -> str:
+        if text:
+            problem = schema_problem(
+                text,
+                max_bytes=self._limits.max_tool_schema_bytes,
+                max_depth=self._limits.max_tool_schema_depth,
+                object_only=not any_type,
+            )
+            if problem:
+                self._add(field, problem, Reason.INVALID_TOOL_SCHEMA)
+        return text
+
+    def _tool_return(self, path: str, value: tools_pb2.ToolReturn) -> CallAnswer:
+        if value.status not in tools_pb2.ToolReturnStatus.values():
+            self._add(f"{path}.status", f"{value.status} is not a value of ToolReturnStatus")
+        text = self._text(path, value.text, value.parts, required=False)
+        for name, content in (("text", text), ("stdout", value.stdout), ("stderr", value.stderr)):
+            self._bounded(f"{path}.{name}", content, self._limits.max_tool_return_bytes)
+        failed = value.status == tools_pb2.TOOL_RETURN_STATUS_ERROR
+        answer = ReturnAnswer(text, failed, value.stdout, value.stderr)
+        key = digest(["return", text, failed, value.stdout, value.stderr])
+        return CallAnswer(self._call_id(path, value.tool_call_id), path, answer, key)
+
+    def _approval(self, path: str, value: tools_pb2.ApprovalDecision) -> CallAnswer:
+        tool_call_id = self._call_id(path, value.tool_call_id)
+        match value.WhichOneof("decision"):
+            case "approve":
+                edited = value.approve.edited_arguments_json
+                self._bounded(f"{path}.approve.edited_arguments_json", edited, self._limits.max_tool_arguments_bytes)
+                self._bounded(f"{path}.approve.note", value.approve.note, self._limits.max_tool_return_bytes)
+                approve = ApproveAnswer(edited, value.approve.note)
+                return CallAnswer(tool_call_id, path, approve, digest(["approve", edited, value.approve.note]))
+            case "deny":
+                self._bounded(f"{path}.deny.reason", value.deny.reason, self._limits.max_tool_return_bytes)
+                deny = DenyAnswer(value.deny.reason)
+                return CallAnswer(tool_call_id, path, deny, digest(["deny", value.deny.reason]))
+            case _:
+                self._add(f"{path}.decision", "is not set; send approve or deny")
+                return CallAnswer(tool_call_id, path, DenyAnswer(), "")
+
+    def _call_id(self, path: str, value: str) -> str:
+        if not value:
+            self._add(f"{path}.tool_call_id", "is empty; name a pending call")
+        return value
+
+
+def struct_json(struct: Struct) -> str:
+    """A Struct as JSON text: keys sorted, whole numbers within 2^53 as integers."""
+    return json.dumps(_plain_fields(struct), ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+
+
+def _plain_fields(struct: Struct) -> dict[str, Any]:
+    return {key: _plain(value) for key, value in struct.fields.items()}
+
+
+def _plain(value: Value) -> Any:
+    match value.WhichOneof("kind"):
+        case "struct_value":
+            return _plain_fields(value.struct_value)
+        case "list_value":
+            return [_plain(item) for item in value.list_value.values]
+        case "number_value":
+            number = value.number_value
+            return int(number) if number.is_integer() and abs(number) <= _WHOLE else number
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+        case _:
+            return None

@@ -1,0 +1,118 @@
+"""The gRPC server: services, health, reflection, connection settings, and a clean stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from agentrpc.v1 import (
+    agent_registry_service_pb2,
+    agent_registry_service_pb2_grpc,
+    agent_service_pb2,
+    agent_service_pb2_grpc,
+    run_service_pb2,
+    run_service_pb2_grpc,
+    server_service_pb2,
+    server_service_pb2_grpc,
+)
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from agent_service.engine.agents import Agents
+from agent_service.engine.commands import Caller
+from agent_service.engine.limits import MIB, Limits
+from agent_service.engine.runs import Runs
+from agent_service.transport.agent_servicer import AgentServicer
+from agent_service.transport.interceptors import Guard
+from agent_service.transport.registry_servicer import AgentRegistryServicer
+from agent_service.transport.run_servicer import RunServicer
+from agent_service.transport.server_servicer import ServerServicer
+
+SERVICES: tuple[str, ...] = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (agent_service_pb2, "AgentService"),
+        (run_service_pb2, "RunService"),
+        (agent_registry_service_pb2, "AgentRegistryService"),
+        (server_service_pb2, "ServerService"),
+    )
+)
+"""Full names of the services of the contract."""
+
+_REFLECTION = ("grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection")
+
+
+class BindError(Exception):
+    """The address cannot be listened on; the text says why."""
+
+
+class Server:
+    """A server that is not started yet. `port` is the real one, also when port 0 was asked for."""
+
+    def __init__(
+        self, address: str, *, agents: Agents, runs: Runs, limits: Limits, caller: Caller, reflect: bool = True
+    ) -> None:
+        self._server = grpc.aio.server(interceptors=[Guard(limits.max_request_bytes)], options=_options(limits))
+        self._health = health.aio.HealthServicer()
+        self._add_services(agents, runs, limits, caller)
+        if reflect:
+            self._add_reflection()
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise BindError(f"cannot listen on {address}: is another server running there?") from error
+
+    async def start(self) -> None:
+        """Serves from now on; health says SERVING."""
+        await self._server.start()
+        for name in ("", *SERVICES):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self, shut_down: Callable[[], Any], grace: float) -> None:
+        """Health turns NOT_SERVING, runs are ended by `shut_down`, then calls get `grace` seconds to end."""
+        await self._health.enter_graceful_shutdown()
+        await shut_down()
+        await self._server.stop(grace)
+
+    def _add_services(self, agents: Agents, runs: Runs, limits: Limits, caller: Caller) -> None:
+        agent_service_pb2_grpc.add_AgentServiceServicer_to_server(
+            AgentServicer(agents, runs, limits, caller), self._server
+        )
+        run_service_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(runs, limits, caller), self._server)
+        agent_registry_service_pb2_grpc.add_AgentRegistryServiceServicer_to_server(
+            AgentRegistryServicer(runs, limits, caller), self._server
+        )
+        server_service_pb2_grpc.add_ServerServiceServicer_to_server(
+            ServerServicer(agents, limits, runs.parts.store.name), self._server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+
+    def _add_reflection(self) -> None:
+        """Reflection under both of its names (the messages are the same on the wire). The error details are in the
+        default descriptor pool because they are imported, so that tools can show them."""
+        assert error_details_pb2.DESCRIPTOR.pool is not None
+        servicer = reflection.aio.ReflectionServicer(service_names=(*SERVICES, health.SERVICE_NAME, *_REFLECTION))
+        for name in _REFLECTION:
+            handler = grpc.stream_stream_rpc_method_handler(
+                servicer.ServerReflectionInfo,
+                request_deserializer=reflection._reflection_pb2.ServerReflectionRequest.FromString,
+                response_serializer=reflection._reflection_pb2.ServerReflectionResponse.SerializeToString,
+            )
+            self._server.add_generic_rpc_handlers(
+                (grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": handler}),)
+            )
+
+
+def _options(limits: Limits) -> list[tuple[str, Any]]:
+    """Connection settings. Messages somewhat above the limit are let in, so that our own error can name it."""
+    return [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", limits.max_request_bytes + 4 * MIB),
+        ("grpc.max_send_message_length", limits.max_response_bytes + 4 * MIB),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
+        ("grpc.http2.max_ping_strikes", 0),
+    ]

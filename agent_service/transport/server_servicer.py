@@ -1,0 +1,48 @@
+"""ServerService: says what this server is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from agentrpc.v1 import server_service_pb2 as pb
+from agentrpc.v1 import server_service_pb2_grpc as pb_grpc
+
+from agent_service import __version__
+from agent_service.domain.run import AgentDefinition, AgentKind
+from agent_service.engine.agents import Agents
+from agent_service.engine.limits import Limits
+from agent_service.transport import translate
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+CAPABILITIES = ("client_tools", "approvals", "partial_submits", "background", "resumable_streams", "dry_run")
+"""What clients may rely on."""
+
+
+class ServerServicer(pb_grpc.ServerServiceServicer):
+    """Answers from what was configured at the start."""
+
+    def __init__(self, agents: Agents, limits: Limits, store: str) -> None:
+        definitions = agents.definitions
+        self._info = pb.GetServerInfoResponse(
+            version=__version__,
+            capabilities=CAPABILITIES,
+            agents=[_agent(d, is_default=d is definitions[0]) for d in definitions],
+            default_model=definitions[0].model,
+            store=store,
+            limits=translate.limits(limits),
+        )
+
+    async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
+        return self._info
+
+
+def _agent(definition: AgentDefinition, *, is_default: bool) -> pb.AgentInfo:
+    return pb.AgentInfo(
+        agent_id=definition.agent_id,
+        is_default=is_default,
+        kind=definition.kind.value,
+        client_tools=definition.kind is AgentKind.LLM,
+        server_tools=definition.server_tools,
+    )

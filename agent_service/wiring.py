@@ -1,0 +1,199 @@
+"""Puts things together by plain calls: settings -> model, store, tools -> agents -> server. Nowhere else does."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from agent_service.domain.errors import Reason
+from agent_service.domain.event import Event
+from agent_service.domain.run import AgentDefinition, AgentKind, RunError
+from agent_service.engine.agents import Agents
+from agent_service.engine.commands import Caller
+from agent_service.engine.context import Contexts
+from agent_service.engine.hub import Hub
+from agent_service.engine.loop import Parts
+from agent_service.engine.model import ModelError, ToolMode
+from agent_service.engine.runs import Runs
+from agent_service.engine.store import Publish, RunStore
+from agent_service.engine.supervisor import Supervisor
+from agent_service.local_model import run_local_model
+from agent_service.models.endpoint import Timeouts
+from agent_service.models.openai_chat import OpenAIChatModel
+from agent_service.settings import Settings
+from agent_service.stores.memory import MemoryStore
+from agent_service.stores.sqlite import SqliteStore
+from agent_service.tools import load_tools
+from agent_service.transport.server import Server
+
+log = structlog.get_logger()
+
+DEFAULT_TENANT = "default"
+"""The tenant of every caller, until there is authentication."""
+_STOP_SECONDS = 2.0
+
+
+class StartError(Exception):
+    """The service cannot start; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where the model is. `name` is the model's."""
+
+    client: OpenAIChatModel
+    name: str
+    where: str
+
+
+def new_id(prefix: str) -> str:
+    """A fresh id, such as run_3f2a..., of at most 40 characters."""
+    return f"{prefix}_{secrets.token_hex(12)}"
+
+
+@asynccontextmanager
+async def model_endpoint(settings: Settings) -> AsyncIterator[Endpoint]:
+    """The endpoint named in the settings, or else the bundled local model, started for as long as this lasts.
+
+    Raises StartError, LocalModelMissingError or LocalModelFailedError.
+    """
+    async with AsyncExitStack() as stack:
+        if settings.external_model:
+            endpoint = await _external(settings)
+        else:
+            local = await stack.enter_async_context(run_local_model())
+            client = OpenAIChatModel(
+                base_url=local.base_url,
+                api_key=local.api_key,
+                tool_mode=ToolMode.JSON_SCHEMA,
+                answers_after_return=True,
+                keep_alive=False,
+            )
+            endpoint = Endpoint(client, local.model, "the bundled local model")
+        stack.push_async_callback(endpoint.client.close)
+        yield endpoint
+
+
+async def _external(settings: Settings) -> Endpoint:
+    client = OpenAIChatModel(
+        base_url=settings.openai_base_url or None,
+        api_key=settings.openai_api_key.get_secret_value(),
+        tool_mode=settings.tool_mode,
+        answers_after_return=settings.answers_after_return,
+        keep_alive=settings.model_keep_alive,
+        max_retries=settings.model_max_retries,
+        timeouts=Timeouts(settings.model_connect_seconds, settings.model_silence_seconds),
+    )
+    where = settings.openai_base_url or "OpenAI's endpoint"
+    return Endpoint(client, settings.model or await _only_model(client, where), where)
+
+
+async def _only_model(client: OpenAIChatModel, where: str) -> str:
+    try:
+        models = await client.list_models()
+    except ModelError as error:
+        await client.close()
+        raise StartError(
+            f"no model is named, and {where} does not list its models ({error.message}); set AGENT_SERVICE_MODEL"
+        ) from None
+    if len(models) != 1:
+        await client.close()
+        listed = ", ".join(models[:50]) or "none"
+        raise StartError(f"set AGENT_SERVICE_MODEL to one of the models that {where} lists: {listed}")
+    return models[0]
+
+
+def _open_store(settings: Settings, publish: Publish) -> RunStore:
+    path = settings.store_path
+    if path is None:
+        return MemoryStore(publish=publish, clock=time.time_ns, new_id=new_id)
+    return SqliteStore(path, publish=publish, clock=time.time_ns, new_id=new_id)
+
+
+def _definitions(settings: Settings, model: str, server_tools: tuple[str, ...]) -> tuple[AgentDefinition, ...]:
+    return (
+        AgentDefinition("default", AgentKind.LLM, settings.instructions, model, server_tools),
+        AgentDefinition("responder", AgentKind.RESPONDER, settings.instructions, model),
+    )
+
+
+@asynccontextmanager
+async def service(settings: Settings, endpoint: Endpoint) -> AsyncIterator[Server]:
+    """A running server on this store and model; stops cleanly at the end of the block.
+
+    Raises SchemaError, ToolLoadError or BindError.
+    """
+    limits = settings.limits
+    tools = load_tools(
+        settings.tools,
+        max_result_bytes=limits.max_server_tool_result_bytes,
+        default_timeout=settings.tool_timeout_seconds,
+    )
+    hub = Hub(limits.watcher_queue_events)
+    observers: list[Callable[[str, tuple[Event, ...]], None]] = []
+
+    def publish(tenant: str, run_id: str, events: tuple[Event, ...]) -> None:
+        for observe in observers:
+            observe(tenant, events)
+        hub.publish(tenant, run_id, events)
+
+    store = _open_store(settings, publish)
+    try:
+        contexts = Contexts(store, limits.context_cache_bytes)
+        observers.append(contexts.observe)
+        parts = Parts(store, hub, contexts, {endpoint.client.name: endpoint.client}, tools, limits, new_id)
+        runs = Runs(parts, Supervisor(_crashed), owner=new_id("process"), heartbeat=settings.heartbeat_seconds)
+        agents = Agents(_definitions(settings, endpoint.name, tools.names), runs, endpoint.client.name)
+        server = Server(
+            f"{_bracketed(settings.host)}:{settings.port}",
+            agents=agents,
+            runs=runs,
+            limits=limits,
+            caller=Caller(DEFAULT_TENANT),
+            reflect=settings.reflection,
+        )
+        await _recover(store)
+        await server.start()
+        try:
+            yield server
+        finally:
+            await server.stop(lambda: runs.shut_down(settings.grace_seconds), _STOP_SECONDS)
+    finally:
+        await store.close()
+
+
+async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or SIGINT; `ready` is told the address."""
+    async with model_endpoint(settings) as endpoint, service(settings, endpoint) as server:
+        address = f"{_bracketed(settings.host)}:{server.port}"
+        log.info("serving", address=address, store=settings.store, model=endpoint.name, endpoint=endpoint.where)
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        ready(address)
+        await stop.wait()
+        log.info("stopping", grace_seconds=settings.grace_seconds)
+    log.info("stopped")
+
+
+async def _recover(store: RunStore) -> None:
+    """This server is the only one on its store: what runs there was left by one that is gone."""
+    error = RunError(Reason.SERVER_STOPPED, "the server stopped while the run was running", retryable=True)
+    count = await store.interrupt_running(error)
+    if count:
+        log.warning("runs.interrupted", count=count)
+
+
+def _crashed(error: BaseException) -> None:
+    log.error("task.crashed", exc_info=error)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,193 @@
+"""A real service in the test's event loop: a real gRPC port, a real store, a scripted model endpoint over real HTTP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from agentrpc.v1 import (
+    agent_registry_service_pb2,
+    agent_registry_service_pb2_grpc,
+    agent_service_pb2,
+    agent_service_pb2_grpc,
+    messages_pb2,
+    run_service_pb2,
+    run_service_pb2_grpc,
+    runs_pb2,
+    server_service_pb2_grpc,
+    tools_pb2,
+)
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from agent_service import wiring
+from agent_service.settings import load_settings
+from tests.scripted_openai import ScriptedOpenAI
+
+if TYPE_CHECKING:
+    from agentrpc.v1.agent_registry_service_pb2_grpc import AgentRegistryServiceAsyncStub
+    from agentrpc.v1.agent_service_pb2_grpc import AgentServiceAsyncStub
+    from agentrpc.v1.run_service_pb2_grpc import RunServiceAsyncStub
+    from agentrpc.v1.server_service_pb2_grpc import ServerServiceAsyncStub
+
+SECRET = tools_pb2.ClientToolSchema(
+    name="get_secret_code",
+    description="Returns the secret code of a person.",
+    parameters_json='{"type":"object","properties":{"name":{"type":"string"}},"required":["name"]}',
+)
+"""The client tool of most tests."""
+
+_LOOPBACK = [("grpc.enable_http_proxy", 0)]
+
+
+@dataclass(frozen=True)
+class Client:
+    """The stubs of a running service."""
+
+    channel: grpc.aio.Channel
+    agent: AgentServiceAsyncStub
+    runs: RunServiceAsyncStub
+    registry: AgentRegistryServiceAsyncStub
+    server: ServerServiceAsyncStub
+
+    async def ask(
+        self, text: str, *tools: tools_pb2.ClientToolSchema, **fields: Any
+    ) -> agent_service_pb2.StepResponse:
+        """A Step with one user message."""
+        return await self.agent.Step(step(text, *tools, **fields))
+
+    async def answer(self, run_id: str, *returns: tools_pb2.ToolReturn, **fields: Any) -> Any:
+        """A SubmitToolReturns."""
+        return await self.agent.SubmitToolReturns(submit(run_id, *returns, **fields))
+
+    async def run(self, run_id: str) -> runs_pb2.Run:
+        """GetRun."""
+        return (await self.runs.GetRun(run_service_pb2.GetRunRequest(run_id=run_id))).run
+
+    async def messages(self, conversation_id: str) -> list[messages_pb2.Message]:
+        """ListMessages, all of them."""
+        request = agent_registry_service_pb2.ListMessagesRequest(conversation_id=conversation_id, page_size=1000)
+        return list((await self.registry.ListMessages(request)).messages)
+
+    async def watch(self, run_id: str, after: int = 0, **fields: Any) -> list[Any]:
+        """The events of a WatchRun that ends by itself."""
+        request = run_service_pb2.WatchRunRequest(run_id=run_id, after_sequence=after, **fields)
+        return [response.event async for response in self.runs.WatchRun(request)]
+
+
+def step(text: str, *tools: tools_pb2.ClientToolSchema, **fields: Any) -> agent_service_pb2.StepRequest:
+    """A StepRequest with one user message."""
+    return agent_service_pb2.StepRequest(
+        input_messages=[messages_pb2.InputMessage(text=text)], client_tools=tools, **fields
+    )
+
+
+def submit(run_id: str, *returns: tools_pb2.ToolReturn, **fields: Any) -> agent_service_pb2.SubmitToolReturnsRequest:
+    """A SubmitToolReturnsRequest."""
+    return agent_service_pb2.SubmitToolReturnsRequest(run_id=run_id, tool_returns=returns, **fields)
+
+
+def returned(call: Any, text: str, **fields: Any) -> tools_pb2.ToolReturn:
+    """A return for a pending call (or its id)."""
+    return tools_pb2.ToolReturn(tool_call_id=getattr(call, "tool_call_id", call), text=text, **fields)
+
+
+def kinds(messages: Iterable[messages_pb2.Message]) -> list[str]:
+    """The kinds of messages, in order."""
+    return [str(message.WhichOneof("content")) for message in messages]
+
+
+def event_kinds(events: Iterable[Any]) -> list[str]:
+    """The kinds of events, in order."""
+    return [str(event.WhichOneof("event")) for event in events]
+
+
+def durable(events: Iterable[Any]) -> list[bytes]:
+    """The durable events among these, as bytes."""
+    passing = ("text_delta", "reasoning_delta", "tool_call_arguments_delta", "heartbeat", "live")
+    return [e.SerializeToString(deterministic=True) for e in events if e.WhichOneof("event") not in passing]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What a client sees of an error."""
+
+    code: str
+    message: str
+    reason: str
+    metadata: dict[str, str]
+    fields: tuple[str, ...]
+    retry_seconds: float | None
+
+
+async def refusal(call: Any) -> Refusal:
+    """The error that a call ends with; fails if it does not."""
+    try:
+        if hasattr(call, "__aiter__"):
+            received = [response async for response in call]
+        else:
+            received = await call
+    except grpc.aio.AioRpcError as error:
+        return _refusal(error)
+    raise AssertionError(f"not refused, but answered with {received}")
+
+
+def _refusal(error: grpc.aio.AioRpcError) -> Refusal:
+    info, request, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), None
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # an AioRpcError has what it reads
+    for detail in status.details if status else ():
+        detail.Unpack(info)
+        detail.Unpack(request)
+        wait = error_details_pb2.RetryInfo()
+        if detail.Unpack(wait):
+            retry = wait.retry_delay.ToNanoseconds() / 1e9
+    return Refusal(
+        code=error.code().name,
+        message=error.details() or "",
+        reason=info.reason.removeprefix("ERROR_REASON_"),
+        metadata=dict(info.metadata),
+        fields=tuple(violation.field for violation in request.field_violations),
+        retry_seconds=retry,
+    )
+
+
+@asynccontextmanager
+async def connected(target: str) -> AsyncIterator[Client]:
+    """A client of a service that runs anywhere on this host."""
+    async with grpc.aio.insecure_channel(target, options=_LOOPBACK) as channel:
+        yield Client(
+            channel,
+            agent_service_pb2_grpc.AgentServiceStub(channel),
+            run_service_pb2_grpc.RunServiceStub(channel),
+            agent_registry_service_pb2_grpc.AgentRegistryServiceStub(channel),
+            server_service_pb2_grpc.ServerServiceStub(channel),
+        )
+
+
+@asynccontextmanager
+async def serving(upstream: ScriptedOpenAI, store: str, **settings: Any) -> AsyncIterator[Client]:
+    """A service on this store and model endpoint, and its client. It does not retry model requests unless told so."""
+    chosen = {"model_max_retries": 0, "grace_seconds": 0.0, "port": 0, **settings}
+    configured = load_settings(store=store, openai_base_url=upstream.base_url, model="scripted-model", **chosen)
+    async with (
+        wiring.model_endpoint(configured) as endpoint,
+        wiring.service(configured, endpoint) as server,
+        connected(f"127.0.0.1:{server.port}") as client,
+    ):
+        yield client
+
+
+@asynccontextmanager
+async def scripted(script: Any, store: str, **settings: Any) -> AsyncIterator[tuple[Client, ScriptedOpenAI]]:
+    """A scripted model endpoint, and a service on it. On leaving, no request may have been refused as malformed."""
+    async with ScriptedOpenAI(script) as upstream, serving(upstream, store, **settings) as client:
+        yield client, upstream
+
+
+def canonical(text: str | bytes) -> str:
+    """JSON text in one form."""
+    return json.dumps(json.loads(text), sort_keys=True)
