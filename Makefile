@@ -5,7 +5,7 @@
 BIN = .venv/bin
 
 .DEFAULT_GOAL = help
-.PHONY: help demo serve test check format proto dev clean
+.PHONY: help demo serve test check format proto docs dev clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,7 @@ check: dev ## check format, lint, types, layers of imports, protos and that gene
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
 	scripts/proto.sh --check
+	$(BIN)/python scripts/settings_table.py --check
 
 format: dev ## format the code and the protos, and fix what lint can fix
 	$(BIN)/ruff check --fix .
@@ -37,6 +38,9 @@ format: dev ## format the code and the protos, and fix what lint can fix
 
 proto: dev ## generate generated/ from proto/
 	scripts/proto.sh
+
+docs: dev ## write the table of settings into docs/
+	$(BIN)/python scripts/settings_table.py
 
 dev: ## install the development tools into .venv
 	@scripts/bootstrap.sh dev

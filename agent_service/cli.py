@@ -33,9 +33,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"agent-service {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    serve = commands.add_parser(
-        "serve", help="run the service", description="Runs the service until it is told to stop."
-    )
+    about = "Runs the service until it is told to stop."
+    _add_serve_flags(commands.add_parser("serve", help="run the service", description=about))
+    demo = commands.add_parser("demo", help="watch an agent call a tool, pause, resume and remember")
+    demo.add_argument("--keep", metavar="PATH", help="keep the SQLite file here instead of a temporary one")
+    return parser
+
+
+def serve_flags() -> dict[str, str]:
+    """The flags of `serve` by the name of their setting."""
+    parser = argparse.ArgumentParser(add_help=False)
+    _add_serve_flags(parser)
+    return {action.dest: action.option_strings[0] for action in parser._actions}
+
+
+def _add_serve_flags(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--host", help="address to listen on (127.0.0.1)")
     serve.add_argument("--port", type=int, help="port to listen on, 0 for a free one (50051)")
     serve.add_argument(
@@ -46,9 +58,6 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--tools", help="server tools: module paths, comma-separated")
     serve.add_argument("--log-level", help="debug, info, warning or error (info)")
     serve.add_argument("--log-format", help="console, json or auto (auto)")
-    demo = commands.add_parser("demo", help="watch an agent call a tool, pause, resume and remember")
-    demo.add_argument("--keep", metavar="PATH", help="keep the SQLite file here instead of a temporary one")
-    return parser
 
 
 def _serve(flags: dict[str, object]) -> int:

@@ -46,8 +46,9 @@ _LOOPBACK = [("grpc.enable_http_proxy", 0)]
 
 @dataclass(frozen=True)
 class Client:
-    """The stubs of a running service."""
+    """The stubs of a running service at `target`."""
 
+    target: str
     channel: grpc.aio.Channel
     agent: AgentServiceAsyncStub
     runs: RunServiceAsyncStub
@@ -160,6 +161,7 @@ async def connected(target: str) -> AsyncIterator[Client]:
     """A client of a service that runs anywhere on this host."""
     async with grpc.aio.insecure_channel(target, options=_LOOPBACK) as channel:
         yield Client(
+            target,
             channel,
             agent_service_pb2_grpc.AgentServiceStub(channel),
             run_service_pb2_grpc.RunServiceStub(channel),

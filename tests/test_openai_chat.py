@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -873,8 +874,31 @@ def test_a_history_of_json_calls_is_plain_text() -> None:
         message(AssistantContent("Hm."), "s1"), message(calls, "s1"), returned("c1", name="w"), model=by_schema()
     ) == [
         {"role": "assistant", "content": 'Hm.\n{"tool":"we\\"ird","arguments":{"a": 1.0}}'},
-        {"role": "user", "content": "Result of w: sunny"},
+        {"role": "user", "content": 'The tool w returned {"result":"sunny"}'},
     ]
+
+
+def test_a_model_that_answers_after_a_return_is_asked_to() -> None:
+    """It does not see its own call, which it would repeat; a return that is a JSON object is told as it is."""
+    calls = ToolCallsContent((call("c1", "w"),))
+    model = by_schema(answers_after_return=True)
+    assert encoded(message(calls, "s1"), returned("c1", '{"sky": "blue"}', name="w"), model=model) == [
+        {"role": "user", "content": 'The tool w returned {"sky": "blue"}\n\nAnswer my question in one sentence.'},
+    ]
+
+
+@pytest.mark.parametrize(("choice", "at"), [(REQUIRED, ""), (ToolChoice(), "/anyOf/0")])
+def test_references_inside_parameters_hold_in_the_schema_of_the_call(choice: ToolChoice, at: str) -> None:
+    """They count from the root of the whole schema, where the parameters are only a part."""
+    parameters = {"type": "object", "properties": {"p": {"$ref": "#/$defs/P"}}, "$defs": {"P": {"type": "string"}}}
+    tool = replace(WEATHER, parameters_json=json.dumps(parameters))
+    sent = json.loads(by_schema().build(request((), tool, choice=choice)).body)
+    schema = sent["response_format"]["json_schema"]["schema"]
+    reference = f"#{at}/properties/arguments/$defs/P"
+    assert reference in json.dumps(schema)
+    for part in reference.removeprefix("#/").split("/"):
+        schema = schema[int(part)] if isinstance(schema, list) else schema[part]
+    assert schema == {"type": "string"}
 
 
 async def test_a_json_call_is_a_call_with_exact_arguments() -> None:

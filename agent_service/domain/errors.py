@@ -80,9 +80,11 @@ MAX_NAMED = 16
 def invalid(*violations: FieldViolation, reason: Reason = Reason.INVALID_FIELD) -> AgentServiceError:
     """The error for bad fields; its message alone suffices."""
     named = "; ".join(f"{v.field}: {v.description}" for v in violations[:MAX_NAMED])
+    metadata = {}
     if len(violations) > MAX_NAMED:
         named += f"; and {len(violations) - MAX_NAMED} more"
-    return AgentServiceError(reason, named, violations=violations[:MAX_NAMED])
+        metadata["violations_total"] = str(len(violations))
+    return AgentServiceError(reason, named, metadata=metadata, violations=violations[:MAX_NAMED])
 
 
 class StaleClaimError(Exception):

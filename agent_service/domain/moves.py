@@ -163,7 +163,9 @@ def fail(draft: Draft, stop_reason: StopReason, error: RunError, attempts: int =
 
 
 def interrupt(draft: Draft, error: RunError) -> None:
-    """Takes a running run from an owner that is gone or going."""
+    """Takes a running run from an owner that is gone or going. A run that stopped meanwhile stays as it is."""
+    if draft.run.status is not RunStatus.RUNNING:
+        return
     draft.run = replace(draft.run, epoch=draft.run.epoch + 1)
     stop(draft, StopReason.ERROR, error)
 

@@ -23,7 +23,8 @@ class Caller:
 class StartCommand:
     """Start a run. Empty ids are issued; empty `model` and `system_prompt` mean the agent's.
 
-    `request_start_time` is the caller's clock in Unix nanoseconds, 0 if not told.
+    `request_start_time` is the caller's clock in Unix nanoseconds, 0 if not told. `path` is where the start stands in
+    the request, such as "step.", for the paths of errors.
     """
 
     inputs: tuple[InputContent, ...]
@@ -37,11 +38,12 @@ class StartCommand:
     system_prompt: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     request_start_time: int = 0
+    path: str = ""
 
     def digest(self, agent_id: str) -> str:
         """Tells an equal start from another one; how it is delivered does not count."""
         value = asdict(self) | {"agent_id": agent_id, "inputs": [(type(i).__name__, asdict(i)) for i in self.inputs]}
-        del value["request_start_time"]
+        del value["request_start_time"], value["path"]
         return digest(value)
 
 

@@ -74,7 +74,7 @@ class LlmAgent(Agent):
         submission = await self._submission(command, pinned)
         viewer = Viewer(delivery.view, pinned)
         events = self._runs.submit(
-            tenant, command.run_id, submission, tokens=delivery.stream_tokens, max_wait=delivery.max_wait
+            tenant, command.run_id, submission, pinned, tokens=delivery.stream_tokens, max_wait=delivery.max_wait
         )
         first = True
         async with aclosing(events):
@@ -131,12 +131,12 @@ class LlmAgent(Agent):
         return (*kept, *client_tools), overridden
 
     def _check_choice(self, command: StartCommand, pinned: Pinned) -> None:
-        name = command.tool_choice.tool_name
+        name, path = command.tool_choice.tool_name, f"{command.path}tool_choice"
         if name and pinned.tool(name) is None:
             known = ", ".join(tool.name for tool in pinned.tools) or "none"
-            raise invalid(FieldViolation("tool_choice.tool_name", f"no tool '{name}' in this run; tools: {known}"))
+            raise invalid(FieldViolation(f"{path}.tool_name", f"no tool '{name}' in this run; tools: {known}"))
         if command.tool_choice.mode == "required" and not pinned.tools:
-            raise invalid(FieldViolation("tool_choice.mode", "REQUIRED, but this run has no tools; send client_tools"))
+            raise invalid(FieldViolation(f"{path}.mode", "REQUIRED, but this run has no tools; send client_tools"))
 
     async def _submission(self, command: SubmitCommand, pinned: Pinned) -> Submission:
         whole = digest(sorted((answer.tool_call_id, answer.digest) for answer in command.answers))
@@ -156,7 +156,7 @@ class ResponderAgent(LlmAgent):
         if command.client_tools:
             raise AgentServiceError(
                 Reason.AGENT_CANNOT,
-                f"client_tools: agent '{self.definition.agent_id}' has no tools and cannot pause; "
+                f"{command.path}client_tools: agent '{self.definition.agent_id}' has no tools and cannot pause; "
                 "use another agent or send no client tools",
                 metadata={"agent_id": self.definition.agent_id, "kind": self.kind.value},
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncGenerator
 
@@ -22,6 +23,9 @@ from agent_service.engine.supervisor import Supervisor
 from agent_service.engine.watch import Follow, follow
 
 log = structlog.get_logger()
+
+_STORE_PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+"""Seconds between tries to store that a run crashed, while the store is unavailable."""
 
 
 class Runs:
@@ -47,12 +51,19 @@ class Runs:
                 yield event
 
     async def submit(
-        self, tenant: str, run_id: str, submission: Submission, *, tokens: bool = False, max_wait: float | None = None
+        self,
+        tenant: str,
+        run_id: str,
+        submission: Submission,
+        pinned: Pinned,
+        *,
+        tokens: bool = False,
+        max_wait: float | None = None,
     ) -> AsyncGenerator[tuple[Submitted, Event]]:
         """Stores the answers; yields, with what was stored, the events from the receipt to the next stop."""
         self._admit()
         with self.parts.hub.subscribe(tenant, run_id, deltas=tokens) as subscription:
-            submitted = await self._supervisor.finish(self._submit(tenant, run_id, submission))
+            submitted = await self._supervisor.finish(self._submit(tenant, run_id, submission, pinned))
             what = self._follow(tenant, run_id, submitted.sequence - 1, fresh=submitted.fresh, max_wait=max_wait)
             async for event in follow(self.parts.store, subscription, what):
                 yield submitted, event
@@ -137,7 +148,7 @@ class Runs:
             self._work(tenant, new.pinned, Snapshot(started.run, (), started.last_position))
         return started
 
-    async def _submit(self, tenant: str, run_id: str, submission: Submission) -> Submitted:
+    async def _submit(self, tenant: str, run_id: str, submission: Submission, pinned: Pinned) -> Submitted:
         submitted = await self.parts.store.move(
             tenant,
             run_id,
@@ -146,7 +157,7 @@ class Runs:
             request_id=submission.request_id,
         )
         if submitted.resumed:
-            self._work(tenant, await self.parts.store.get_pinned(tenant, run_id), submitted.snapshot)
+            self._work(tenant, pinned, submitted.snapshot)
         return submitted
 
     def _work(self, tenant: str, pinned: Pinned, snapshot: Snapshot) -> None:
@@ -168,10 +179,16 @@ class Runs:
         error_id = secrets.token_hex(6)
         log.exception("run.crashed", error_id=error_id)
         error = RunError(Reason.INTERNAL, f"internal error {error_id}; see the server's log")
-        try:
-            await self.parts.store.owner_move(claim, moved(fail, StopReason.ERROR, error))
-        except StaleClaimError:
-            log.info("run.taken_away")
+        for pause in _STORE_PAUSES:
+            try:
+                await self.parts.store.owner_move(claim, moved(fail, StopReason.ERROR, error))
+            except StaleClaimError:
+                log.info("run.taken_away")
+            except AgentServiceError as refused:
+                log.warning("run.not_failed_yet", error=refused.message)
+                await asyncio.sleep(pause)
+                continue
+            return
 
     async def _built(self, tenant: str, snapshot: Snapshot, pinned: Pinned, messages: tuple[Message, ...]) -> Built:
         overridden = pinned.overridden_tools

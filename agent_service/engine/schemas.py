@@ -61,7 +61,7 @@ def violation(schema_json: str, value: Any) -> str:
     """How a value violates a schema that was found usable before; empty if it does not."""
     try:
         error = next(iter(_validator(schema_json).iter_errors(value)), None)
-    except (Unresolvable, RecursionError) as problem:
+    except Exception as problem:  # the caller's schema drives the library; what it trips over is not our crash
         return f"cannot be checked: {_short(str(problem))}"
     return _describe(error) if error is not None else ""
 
@@ -76,9 +76,11 @@ def _unresolved(schema: dict[str, Any]) -> str:
     resolver = Registry[Any]().with_resource("", resource).resolver("")
     for ref in _refs(schema):
         try:
-            resolver.lookup(ref)
-        except Unresolvable:
+            found = resolver.lookup(ref).contents
+        except (Unresolvable, TypeError, ValueError):  # a pointer into a list or a number raises the latter
             return f"$ref {_short(ref)!r} leads nowhere"
+        if not isinstance(found, dict | bool):
+            return f"$ref {_short(ref)!r} leads to {_kind(found)}, not to a schema"
     return ""
 
 
@@ -109,7 +111,7 @@ def _depth(value: Any) -> int:
 
 def _describe(error: ValidationError | SchemaError) -> str:
     path = "/".join(str(part) for part in error.absolute_path)
-    return f"at /{path}: {_short(error.message)}"
+    return _short(f"at /{path}: {error.message}")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -132,5 +134,5 @@ def _kind(value: Any) -> str:
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split())
+    line = " ".join(text.split()).encode(errors="replace").decode()
     return line if len(line) <= _MAX_TEXT else line[: _MAX_TEXT - 3] + "..."

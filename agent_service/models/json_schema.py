@@ -90,7 +90,9 @@ def schema_request(request: ModelRequest, *, answers_after_return: bool) -> Buil
     if expect is Expect.TEXT:
         return BuiltRequest(body(pinned.model, pinned.system_prompt, request.history, b""), expect)
     tools = _tools_on_offer(request)
-    schemas = [_call_schema(tool) for tool in tools] + ([_TEXT_SCHEMA] if expect is Expect.EITHER else [])
+    alone = len(tools) == 1 and expect is Expect.CALL
+    schemas = [_call_schema(tool, "" if alone else f"/anyOf/{at}") for at, tool in enumerate(tools)]
+    schemas += [_TEXT_SCHEMA] if expect is Expect.EITHER else []
     system_text = "\n\n".join(filter(None, (pinned.system_prompt, _describe(tools, expect))))
     return BuiltRequest(body(pinned.model, system_text, request.history, _response_format(schemas)), expect)
 
@@ -129,16 +131,35 @@ def _description(tool: ToolSchema) -> str:
     return f'{{{named}, "parameters": {tool.parameters_json}}}'
 
 
-def _call_schema(tool: ToolSchema) -> bytes:
+def _call_schema(tool: ToolSchema, at: str) -> bytes:
+    """The schema of a call; `at` is the JSON pointer to it, because references count from the root of the whole."""
     return b"".join(
         (
             b'{"type":"object","properties":{"tool":{"const":',
             to_json(tool.name),
             b'},"arguments":',
-            to_utf8(tool.parameters_json),
+            _moved(tool.parameters_json, f"{at}/properties/arguments"),
             b'},"required":["tool","arguments"],"additionalProperties":false}',
         )
     )
+
+
+def _moved(schema_json: str, pointer: str) -> bytes:
+    """The schema with its own references (#/...) as they are when it stands at `pointer`."""
+    if '"$ref"' not in schema_json:
+        return to_utf8(schema_json)
+    return to_json(_with_moved_refs(msgspec.json.decode(to_utf8(schema_json)), pointer))
+
+
+def _with_moved_refs(value: object, pointer: str) -> object:
+    if isinstance(value, list):
+        return [_with_moved_refs(item, pointer) for item in value]
+    if not isinstance(value, dict):
+        return value
+    moved = {key: _with_moved_refs(item, pointer) for key, item in value.items()}
+    if isinstance(reference := value.get("$ref"), str) and reference.startswith("#"):
+        moved["$ref"] = f"#{pointer}{reference[1:]}"
+    return moved
 
 
 def _response_format(schemas: Sequence[bytes]) -> bytes:

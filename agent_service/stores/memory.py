@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from agent_service.domain.draft import Change, Draft, NewId, Receipt, RunState, Snapshot
 from agent_service.domain.errors import StaleClaimError
@@ -14,7 +15,10 @@ from agent_service.domain.run import Claim, Pinned, Run, RunError, RunStatus
 from agent_service.domain.start import ConversationState, NewRun, Started, StartPlan, plan_start
 from agent_service.domain.tool import Call
 from agent_service.engine.store import Move, Publish, T
-from agent_service.stores.errors import conversation_not_found, run_not_found
+from agent_service.stores import codec
+from agent_service.stores.errors import PAGE_BYTES, conversation_not_found, run_not_found
+
+Row = TypeVar("Row", Event, Message)
 
 
 @dataclass(slots=True)
@@ -95,7 +99,9 @@ class MemoryStore:
 
     async def get_run(self, tenant: str, run_id: str) -> Snapshot:
         """See RunStore."""
-        return Draft(self._stored(tenant, run_id).state(1, 0), self._new_id).snapshot
+        stored = self._stored(tenant, run_id)
+        position = self._next_position(tenant, stored.run.conversation_id)
+        return Draft(stored.state(position, self._clock()), self._new_id).snapshot
 
     async def get_pinned(self, tenant: str, run_id: str) -> Pinned:
         """See RunStore."""
@@ -103,14 +109,14 @@ class MemoryStore:
 
     async def events(self, tenant: str, run_id: str, after: int, limit: int) -> tuple[Event, ...]:
         """See RunStore."""
-        return tuple(self._stored(tenant, run_id).events[after : after + limit])
+        return _page(self._stored(tenant, run_id).events[after : after + limit])
 
     async def messages(self, tenant: str, conversation_id: str, after: int, limit: int) -> tuple[Message, ...]:
         """See RunStore."""
         conversation = self._conversations.get((tenant, conversation_id))
         if conversation is None:
             raise conversation_not_found(conversation_id)
-        return tuple(conversation.messages[after : after + limit])
+        return _page(conversation.messages[after : after + limit])
 
     async def interrupt_running(self, error: RunError) -> int:
         """See RunStore."""
@@ -155,3 +161,13 @@ class MemoryStore:
             stored.receipts[change.receipt.request_id] = change.receipt
         self._conversations[tenant, run.conversation_id].messages.extend(change.messages)
         self._publish(tenant, run.run_id, change.events)
+
+
+def _page(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """The first of these, up to about PAGE_BYTES."""
+    size = 0
+    for count, row in enumerate(rows, 1):
+        size += len(codec.encode(row).encode())
+        if size >= PAGE_BYTES:
+            return tuple(rows[:count])
+    return tuple(rows)

@@ -15,22 +15,33 @@ from agent_service.domain.run import Claim, Pinned, Run, RunError
 from agent_service.domain.start import ConversationState, NewRun, Started, StartPlan, plan_start
 from agent_service.engine.store import Move, Publish, T
 from agent_service.stores import sqlite_rows as rows
-from agent_service.stores.sqlite_thread import SqliteThread, open_database, open_reader
+from agent_service.stores.sqlite_thread import BUSY_SECONDS, SqliteThread, open_database, open_reader
 
 _Published = tuple[str, str, tuple[Event, ...]]
 
 
 class SqliteStore:
-    """Implements RunStore. Make it inside the running event loop. Raises SchemaError if the file cannot be used."""
+    """Implements RunStore. Make it inside the running event loop. Raises SchemaError if the file cannot be used.
+
+    `busy_seconds` is how long a write waits for another process that holds the file.
+    """
 
     name = "sqlite"
 
-    def __init__(self, path: Path, *, publish: Publish, clock: Callable[[], int], new_id: NewId) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        publish: Publish,
+        clock: Callable[[], int],
+        new_id: NewId,
+        busy_seconds: float = BUSY_SECONDS,
+    ) -> None:
         self._publish = publish
         self._clock = clock
         self._new_id = new_id
-        self._writer = SqliteThread(open_database(path), "sqlite-writer", begin="BEGIN IMMEDIATE")
-        self._reader = SqliteThread(open_reader(path), "sqlite-reader", begin="BEGIN")
+        self._writer = SqliteThread(open_database(path, busy_seconds), "sqlite-writer", begin="BEGIN IMMEDIATE")
+        self._reader = SqliteThread(open_reader(path, busy_seconds), "sqlite-reader", begin="BEGIN")
 
     def now(self) -> int:
         """The host's clock."""

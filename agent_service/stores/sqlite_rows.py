@@ -50,10 +50,12 @@ def load_run(db: sqlite3.Connection, tenant: str, run_id: str) -> tuple[int, Run
 
 def load_calls(db: sqlite3.Connection, run_key: int, step: int, call_ids: tuple[str, ...] = ()) -> tuple[Call, ...]:
     """The calls of a step, and those named that belong to the run."""
-    named = ",".join("?" * len(call_ids))
+    # One parameter, however many ids: SQLite bounds how many a statement may have.
     rows = db.execute(
-        f"SELECT codec, body FROM calls WHERE run_key = ? AND (step = ? OR tool_call_id IN ({named}))",
-        (run_key, step, *call_ids),
+        "SELECT codec, body FROM calls WHERE run_key = ?1 AND step = ?2 UNION ALL "
+        "SELECT codec, body FROM (SELECT DISTINCT value FROM json_each(?3)) CROSS JOIN calls ON tool_call_id = value "
+        "WHERE run_key = ?1 AND step <> ?2",
+        (run_key, step, codec.encode(call_ids)),
     )
     return tuple(codec.decode_call(version, body) for version, body in rows)
 
@@ -199,7 +201,7 @@ def load_messages(
     page, size = [], 0
     for row in rows:
         page.append(_message(_MessageRow(*row)))
-        size += len(row[-1])
+        size += len(row[-1].encode())
         if size >= PAGE_BYTES:
             break
     return tuple(page)
@@ -223,7 +225,7 @@ def load_events(db: sqlite3.Connection, run_key: int, run_id: str, after: int, l
         else:
             event_body = codec.decode_body(version, kind, body)
         page.append(Event(run_id, sequence, step_id, create_time, event_body))
-        size += len(body or message[-1])
+        size += len((body or message[-1]).encode())
         if size >= PAGE_BYTES:
             break
     return tuple(page)

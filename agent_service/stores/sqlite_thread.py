@@ -23,28 +23,30 @@ Work = Callable[[sqlite3.Connection], T]
 
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 5.0
-"""How long a transaction waits for another process before the store counts as unavailable."""
+"""How long a transaction waits for another process before the store counts as unavailable, unless told otherwise."""
 MAX_BATCH = 64
 """At most so many writes are committed together; keeps the lock short."""
 _MINIMUM_SQLITE = (3, 37, 0)
+_APPLICATION_ID = 0x61677270
+"""Marks a file as ours: other programs number their schemas from 1, too."""
 
 
 class SchemaError(Exception):
     """The file cannot be used by this program; the text says why and what to do."""
 
 
-def open_database(path: Path) -> sqlite3.Connection:
+def open_database(path: Path, busy_seconds: float = BUSY_SECONDS) -> sqlite3.Connection:
     """Opens (or makes, readable by the owner only) a database of the present schema. Raises SchemaError."""
     if sqlite3.sqlite_version_info < _MINIMUM_SQLITE:
         raise SchemaError(f"SQLite {sqlite3.sqlite_version} is too old; 3.37 or newer is needed")
     try:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        connection = _connect(path)
+        connection = _connect(path, busy_seconds)
     except (OSError, sqlite3.Error) as error:
         raise SchemaError(f"cannot open the store {path}: {error}") from error
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
         _migrate(connection, path)
+        connection.execute("PRAGMA journal_mode = WAL")
     except sqlite3.DatabaseError as error:
         connection.close()
         raise SchemaError(f"cannot use the store {path}: {error}") from error
@@ -54,36 +56,43 @@ def open_database(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def open_reader(path: Path) -> sqlite3.Connection:
+def open_reader(path: Path, busy_seconds: float = BUSY_SECONDS) -> sqlite3.Connection:
     """A second connection that can only read."""
-    connection = _connect(path)
+    connection = _connect(path, busy_seconds)
     connection.execute("PRAGMA query_only = ON")
     return connection
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, busy_seconds: float) -> sqlite3.Connection:
     connection = sqlite3.connect(
-        path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
+        path, timeout=busy_seconds, isolation_level=None, check_same_thread=False, cached_statements=256
     )
-    for pragma in ("synchronous = FULL", "foreign_keys = ON", "fullfsync = ON", "trusted_schema = OFF"):
-        connection.execute(f"PRAGMA {pragma}")
+    try:
+        for pragma in ("synchronous = FULL", "foreign_keys = ON", "fullfsync = ON", "trusted_schema = OFF"):
+            connection.execute(f"PRAGMA {pragma}")
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("BEGIN IMMEDIATE")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (objects,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if application != _APPLICATION_ID and (application or version or objects):
+        connection.execute("ROLLBACK")
+        raise SchemaError(f"the store {path} is a database of something else; name another file")
     if version > SCHEMA_VERSION:
         connection.execute("ROLLBACK")
         raise SchemaError(
             f"the store {path} has schema {version}, newer than {SCHEMA_VERSION} of this program; use the newer program"
         )
     if version == 0:
-        if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-            connection.execute("ROLLBACK")
-            raise SchemaError(f"the store {path} is a database of something else; name another file")
         for statement in _statements():
             connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     connection.execute("COMMIT")
 

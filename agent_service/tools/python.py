@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import inspect
 import re
+import textwrap
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,12 @@ from typing import Any, TypeVar
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import CoreSchema, PydanticSerializationError, to_json
 
 from agent_service.domain.tool import Executor, ToolSchema
+from agent_service.engine.schemas import JsonError, parse_json
 from agent_service.engine.tools import ToolContext, ToolOutput
 
 log = structlog.get_logger()
@@ -24,28 +28,37 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MAX_ERROR = 1000
+_MAX_PROBLEMS = 5
 _OPTIONS = "__server_tool__"
-_PARAMETER = re.compile(r"^\s+(\w+)(?:\s*\([^)]*\))?:\s*(.+)$")
+# An entry of a dedented Google style section: its name, a type in parentheses, and text up to the next entry.
+_ENTRY = re.compile(r"^(\w+)(?: *\(.*?\))? *:(.*(?:\n(?:[ \t]+.*|[ \t]*$))*)", re.MULTILINE)
 
 
 class ToolLoadError(Exception):
     """A server tool cannot be used; one line says which, why and what to do."""
 
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(" ".join(f"tool '{path}': {problem}".split()))
+
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    name: str = ""
+    name: str | None = None
     requires_approval: bool = False
     idempotent: bool = False
     timeout: float | None = None
 
 
 def server_tool(
-    *, name: str = "", requires_approval: bool = False, idempotent: bool = False, timeout: float | None = None
+    *,
+    name: str | None = None,
+    requires_approval: bool = False,
+    idempotent: bool = False,
+    timeout: float | None = None,
 ) -> Callable[[F], F]:
-    """Sets the options of a function that is a server tool.
+    """Sets the options of a function that is a server tool. A function without it has the defaults.
 
-    `name` empty means the function's. With `requires_approval` a caller decides about each call before it runs.
+    `name` None means the function's. With `requires_approval` a caller decides about each call before it runs.
     `idempotent` allows running a call again after a crash. `timeout` is in seconds; None means the server's default.
     """
 
@@ -58,18 +71,23 @@ def server_tool(
 
 @dataclass(frozen=True, slots=True)
 class _Tool:
-    """`context_name` is the parameter that gets the ToolContext, or empty."""
+    """`parameters` are the function's parameters by the field of `arguments` that holds each; `contexts` get the
+    ToolContext.
+    """
 
     function: Callable[..., Any]
     arguments: type[BaseModel]
+    parameters: dict[str, str]
+    contexts: tuple[str, ...]
     schema: ToolSchema
     timeout: float
-    context_name: str
 
 
-def load_tools(paths: Sequence[str], *, max_result_bytes: int, default_timeout: float = 60.0) -> PythonTools:
-    """The tools at these paths: `package.module:function`, or `package.module` for the public functions it defines.
+def load_tools(paths: Sequence[str], *, max_result_bytes: int, default_timeout: float = 60) -> PythonTools:
+    """The tools at these paths: `package.module:function`, or `package.module` for the functions in its `__all__`,
+    without one for the public functions that it defines.
 
+    A tool's text for the model is at most `max_result_bytes` of UTF-8; `default_timeout` is in seconds.
     Raises ToolLoadError.
     """
     tools: dict[str, _Tool] = {}
@@ -77,13 +95,16 @@ def load_tools(paths: Sequence[str], *, max_result_bytes: int, default_timeout: 
         for function in _functions(path):
             tool = _tool(path, function, default_timeout)
             if tool.schema.name in tools:
-                raise ToolLoadError(f"{path}: there are two tools named '{tool.schema.name}'; rename one")
+                raise ToolLoadError(path, f"there is another tool named '{tool.schema.name}'; rename or remove one")
             tools[tool.schema.name] = tool
     return PythonTools(tools, max_result_bytes)
 
 
 class PythonTools:
-    """Implements ServerTools. Coroutine functions run in the event loop, others in a thread."""
+    """Implements ServerTools. Coroutine functions run in the event loop, others in a thread.
+
+    A thread cannot be stopped: after a timeout or a cancellation a function in a thread still runs to its end.
+    """
 
     def __init__(self, tools: dict[str, _Tool], max_result_bytes: int) -> None:
         self._tools = tools
@@ -100,145 +121,245 @@ class PythonTools:
         return tool.schema if tool else None
 
     async def call(self, name: str, arguments_json: str, context: ToolContext) -> ToolOutput:
-        """See ServerTools."""
+        """See ServerTools. A text is returned as it is, None as no text, anything else as JSON."""
         tool = self._tools.get(name)
         if tool is None:
-            return ToolOutput(f"Error: the tool '{name}' no longer exists.", failed=True)
+            return _failed(f"there is no tool {name[:64]!r} any more")
         try:
-            arguments = tool.arguments.model_validate_json(arguments_json)
-        except ValidationError as error:
-            return ToolOutput(f"Error: not executed, {_first_problem(error)}.", failed=True)
-        return await self._execute(tool, arguments, context)
-
-    async def _execute(self, tool: _Tool, arguments: BaseModel, context: ToolContext) -> ToolOutput:
-        name = tool.schema.name
-        values: dict[str, Any] = {field: getattr(arguments, field) for field in type(arguments).model_fields}
-        if tool.context_name:
-            values[tool.context_name] = context
-        try:
+            values = _values(tool, arguments_json, context)
             async with asyncio.timeout(tool.timeout) as limit:
                 result = await _invoke(tool.function, values)
-            text = result if isinstance(result, str) else to_json(result).decode()
-        except TimeoutError as error:
-            if not limit.expired():
-                return _raised(name, error)
-            late = f"Error: timed out after {tool.timeout:g} s; the outcome is unknown, it may have been executed."
-            return ToolOutput(late, failed=True)
-        except PydanticSerializationError:
-            return ToolOutput(f"Error: the tool returned a {type(result).__name__}, which is no JSON.", failed=True)
-        except Exception as error:
-            return _raised(name, error)
-        return _bounded(text, self._max_result_bytes)
+            return _bounded(_text(result), self._max_result_bytes)
+        except (JsonError, _ArgumentsError) as error:
+            return _failed(f"not executed, {error}")
+        except PydanticSerializationError as error:
+            return _failed(f"executed, but its result cannot be written as JSON: {error}")
+        except asyncio.CancelledError as error:
+            if _is_cancelled():
+                raise
+            return _raised(name, error, context)
+        except (Exception, SystemExit) as error:
+            if isinstance(error, TimeoutError) and limit.expired():
+                return _failed(f"timed out after {tool.timeout:g} s; its outcome is unknown, it may have been executed")
+            return _raised(name, error, context)
+
+
+class _ArgumentsError(Exception):
+    """Arguments that do not fit; says where."""
+
+
+def _values(tool: _Tool, arguments_json: str, context: ToolContext) -> dict[str, Any]:
+    """The function's arguments. Raises JsonError, _ArgumentsError or what a validator of the tool raises."""
+    parse_json(arguments_json)
+    try:
+        # Strict is about types: no "3" for 3. Dates, enums and the like are still made of their JSON form.
+        arguments = tool.arguments.model_validate_json(arguments_json, strict=True)
+    except ValidationError as error:
+        raise _ArgumentsError(_problems(error)) from None
+    values = {parameter: getattr(arguments, field) for field, parameter in tool.parameters.items()}
+    return values | dict.fromkeys(tool.contexts, context)
+
+
+def _problems(error: ValidationError) -> str:
+    problems = error.errors(include_url=False, include_input=False, include_context=False)[:_MAX_PROBLEMS]
+    return "; ".join(f"at /{'/'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems)
 
 
 async def _invoke(function: Callable[..., Any], values: dict[str, Any]) -> Any:
     if inspect.iscoroutinefunction(function):
         return await function(**values)
-    return await asyncio.to_thread(function, **values)
+    result = await asyncio.to_thread(_run, function, values)
+    # A decorator may hide that the function is a coroutine function.
+    return await result if inspect.isawaitable(result) else result
 
 
-def _raised(name: str, error: Exception) -> ToolOutput:
-    log.warning("tool.failed", tool=name, exc_info=error)
-    return ToolOutput(f"Error: {type(error).__name__}: {str(error)[:_MAX_ERROR]}", failed=True)
+def _run(function: Callable[..., Any], values: dict[str, Any]) -> Any:
+    try:
+        return function(**values)
+    except StopIteration as error:
+        # A future cannot carry it, so that the await would never end (Python 3.11).
+        raise RuntimeError("the function raised StopIteration") from error
+
+
+def _is_cancelled() -> bool:
+    """Whether this task is being cancelled, as opposed to a CancelledError that the tool itself let out."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+def _text(result: Any) -> str:
+    if result is None:
+        return ""
+    # str.__str__: the text of an enum that is a str, not the name of its member.
+    return str.__str__(result) if isinstance(result, str) else to_json(result, inf_nan_mode="strings").decode()
 
 
 def _bounded(text: str, most: int) -> ToolOutput:
     """The text, cut between two code points and marked if it is too long."""
-    data = text.encode()
+    data = text.encode(errors="replace")  # a lone surrogate has no UTF-8
     if len(data) <= most:
-        return ToolOutput(text)
-    mark = f"\n[cut: {len(data)} bytes in all]"
-    kept = data[: max(most - len(mark), 0)].decode(errors="ignore")
-    return ToolOutput((kept + mark)[:most], truncated=True)
+        return ToolOutput(data.decode())
+    room = most - len(_cut_mark(len(data)))
+    kept = data[: max(room, 0)].decode(errors="ignore")
+    return ToolOutput((kept + _cut_mark(len(data) - len(kept.encode())))[:most], truncated=True)
 
 
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors(include_url=False, include_input=False)[0]
-    path = "/".join(str(part) for part in problem["loc"])
-    return f"at /{path}: {problem['msg']}"
+def _cut_mark(cut: int) -> str:
+    return f"\n[{cut} bytes were cut here]"
+
+
+def _raised(name: str, error: BaseException, context: ToolContext) -> ToolOutput:
+    log.warning("tool.failed", tool=name, tool_call_id=context.tool_call_id, exc_info=error)
+    message = str(error)[:_MAX_ERROR]
+    return _failed(f"{type(error).__name__}: {message}" if message else type(error).__name__)
+
+
+def _failed(problem: str) -> ToolOutput:
+    return ToolOutput(f"Error: {problem}".encode(errors="replace").decode(), failed=True)
 
 
 def _functions(path: str) -> list[Callable[..., Any]]:
-    module_name, _, name = path.partition(":")
+    module_name, colon, name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ToolLoadError(f"{path}: cannot import {module_name}: {type(error).__name__}: {error}") from error
-    if name:
-        function = getattr(module, name, None)
-        if not inspect.isfunction(function):
-            raise ToolLoadError(f"{path}: {module_name} has no function '{name}'")
-        return [function]
-    found = _public(module)
+    except (Exception, SystemExit) as error:
+        raise ToolLoadError(
+            path,
+            f"cannot import '{module_name}': {type(error).__name__}: {error}; write package.module:function or"
+            " package.module, of a module that can be imported (PYTHONPATH)",
+        ) from error
+    if not colon:
+        return _public(path, module)
+    function = getattr(module, name, None)
+    if not inspect.isfunction(function):
+        listed = ", ".join(f.__name__ for f in _defined(module)[:20]) or "none"
+        raise ToolLoadError(path, f"'{module_name}' has no function '{name}'; name one of its functions: {listed}")
+    return [function]
+
+
+def _public(path: str, module: ModuleType) -> list[Callable[..., Any]]:
+    listed = getattr(module, "__all__", None)
+    if listed is None:
+        found = _defined(module)
+    else:
+        missing = next((name for name in listed if not hasattr(module, name)), None)
+        if missing is not None:
+            raise ToolLoadError(path, f"its __all__ names '{missing}', which it does not have; correct __all__")
+        found = [f for f in (getattr(module, name) for name in listed) if inspect.isfunction(f)]
     if not found:
-        raise ToolLoadError(f"{path}: {module_name} defines no public function; name one as {module_name}:function")
-    return found
+        raise ToolLoadError(path, "it has no public function; define one or name another module")
+    return list(dict.fromkeys(found))
 
 
-def _public(module: ModuleType) -> list[Callable[..., Any]]:
-    names = getattr(module, "__all__", None) or [n for n in vars(module) if not n.startswith("_")]
-    functions = [getattr(module, name) for name in names]
-    return [f for f in functions if inspect.isfunction(f) and f.__module__ == module.__name__]
+def _defined(module: ModuleType) -> list[Callable[..., Any]]:
+    members = [member for name, member in vars(module).items() if not name.startswith("_")]
+    return [m for m in members if inspect.isfunction(m) and m.__module__ == module.__name__]
 
 
 def _tool(path: str, function: Callable[..., Any], default_timeout: float) -> _Tool:
     options: _Options = getattr(function, _OPTIONS, _Options())
-    name = options.name or function.__name__
+    name = function.__name__ if options.name is None else options.name
     if not _NAME.fullmatch(name):
-        raise ToolLoadError(f"{path}: '{name}' is not 1 to 64 letters, digits, '_' or '-'; set another name")
-    summary, described = _documentation(function)
-    context_name, fields = _fields(path, function, described)
-    arguments = create_model(name, __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=False), **fields)
-    schema = arguments.model_json_schema()
-    schema.pop("title", None)
-    return _Tool(
-        function=function,
-        arguments=arguments,
-        schema=ToolSchema(
-            name=name,
-            description=summary,
-            parameters_json=to_json(schema).decode(),
-            executor=Executor.SERVER,
-            requires_approval=options.requires_approval,
-            idempotent=options.idempotent,
-        ),
-        timeout=options.timeout or default_timeout,
-        context_name=context_name,
+        raise ToolLoadError(
+            path, f"the name '{name}' is not 1 to 64 of A-Z a-z 0-9 _ -; set another with @server_tool(name=...)"
+        )
+    timeout = default_timeout if options.timeout is None else options.timeout
+    if timeout <= 0:
+        raise ToolLoadError(path, f"the timeout of '{name}' is {timeout:g} s; set one above 0")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ToolLoadError(path, f"'{function.__name__}' is a generator; return a list instead")
+    description, described = _documentation(function)
+    hints = _hints(path, function)
+    contexts = tuple(parameter for parameter, hint in hints.items() if hint is ToolContext)
+    parameters = {f"argument_{index}": p for index, p in enumerate(p for p in hints if p not in contexts)}
+    arguments, parameters_json = _arguments(path, function, hints, parameters, described)
+    schema = ToolSchema(
+        name=name,
+        description=description,
+        parameters_json=parameters_json,
+        executor=Executor.SERVER,
+        requires_approval=options.requires_approval,
+        idempotent=options.idempotent,
     )
+    return _Tool(function, arguments, parameters, contexts, schema, timeout)
 
 
-def _fields(path: str, function: Callable[..., Any], described: dict[str, str]) -> tuple[str, dict[str, Any]]:
-    """The name of the context's parameter, and the model fields of the others."""
-    hints = typing.get_type_hints(function, include_extras=True)
-    context_name, fields = "", {}
+def _hints(path: str, function: Callable[..., Any]) -> dict[str, Any]:
+    """The type of each parameter, all of which can be given by name."""
+    where = f"'{function.__name__}'"
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except Exception as error:
+        raise ToolLoadError(
+            path, f"a type hint of {where} cannot be read: {error}; import its type when the module runs"
+        ) from error
+    found = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-            raise ToolLoadError(f"{path}: {function.__name__} takes {parameter}; a tool has named parameters only")
+            raise ToolLoadError(
+                path, f"parameter '{name}' of {where} is {parameter.kind.description}; name each parameter"
+            )
         if name not in hints:
-            raise ToolLoadError(f"{path}: parameter '{name}' of {function.__name__} has no type; annotate it")
-        if hints[name] is ToolContext:
-            context_name = name
-            continue
-        default = ... if parameter.default is parameter.empty else parameter.default
-        fields[name] = (hints[name], Field(default, description=described.get(name)))
-    return context_name, fields
+            raise ToolLoadError(path, f"parameter '{name}' of {where} has no type; annotate it")
+        if hints[name] is not ToolContext and _holds_context(hints[name]):
+            # Else the model could write the context itself.
+            raise ToolLoadError(path, f"parameter '{name}' of {where} must be annotated as plain ToolContext")
+        found[name] = hints[name]
+    return found
+
+
+def _holds_context(hint: Any) -> bool:
+    return hint is ToolContext or any(_holds_context(part) for part in typing.get_args(hint))
+
+
+class _JsonSchema(GenerateJsonSchema):
+    """Without titles made of names: they cost tokens and tell the model nothing."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+    def generate(self, schema: CoreSchema, mode: Any = "validation") -> dict[str, Any]:
+        made = super().generate(schema, mode)
+        made.pop("title", None)
+        return made
+
+
+def _arguments(
+    path: str,
+    function: Callable[..., Any],
+    hints: dict[str, Any],
+    parameters: dict[str, str],
+    described: dict[str, str],
+) -> tuple[type[BaseModel], str]:
+    """The model of the arguments and its JSON Schema.
+
+    Parameters are aliases of fields, because a field must not be named like a method of BaseModel (`json`, `copy`).
+    """
+    signature = inspect.signature(function).parameters
+    fields: dict[str, Any] = {}
+    try:
+        for field, name in parameters.items():
+            default = signature[name].default
+            info: dict[str, Any] = {"default": ... if default is inspect.Parameter.empty else default, "alias": name}
+            if name in described and FieldInfo.from_annotation(hints[name]).description is None:
+                info["description"] = described[name]
+            fields[field] = (hints[name], Field(**info))
+        model = create_model(function.__name__, __config__=ConfigDict(extra="forbid"), **fields)
+        return model, to_json(model.model_json_schema(schema_generator=_JsonSchema)).decode()
+    except Exception as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ToolLoadError(
+            path, f"the parameters of '{function.__name__}' have no JSON Schema: {first}; use types that JSON can hold"
+        ) from error
 
 
 def _documentation(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     """The docstring without its `Args:` section, and what that section says of each parameter."""
-    text = inspect.getdoc(function) or ""
-    summary, marker, rest = text.partition("\nArgs:\n")
-    described: dict[str, str] = {}
-    kept: list[str] = []
-    inside = bool(marker)
-    for line in rest.splitlines():
-        inside = inside and (not line.strip() or line.startswith(" "))
-        match = _PARAMETER.match(line) if inside else None
-        if match:
-            described[match[1]] = match[2].strip()
-        elif inside and line.strip() and described:
-            last = next(reversed(described))
-            described[last] += " " + line.strip()
-        elif not inside:
-            kept.append(line)
-    return "\n".join([summary.strip(), *kept]).strip(), described
+    lines = inspect.cleandoc(function.__doc__ or "").splitlines()
+    start = next((i for i, line in enumerate(lines) if line.rstrip() == "Args:"), len(lines))
+    end = start + 1
+    while end < len(lines) and (not lines[end].strip() or lines[end].startswith((" ", "\t"))):
+        end += 1
+    section = textwrap.dedent("\n".join(lines[start + 1 : end]))
+    described = {name: " ".join(text.split()) for name, text in _ENTRY.findall(section)}
+    return "\n".join([*lines[:start], *lines[end:]]).strip(), described

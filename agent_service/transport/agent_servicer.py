@@ -40,8 +40,9 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
         self._caller = caller
 
     async def BuildRequest(self, request: pb.BuildRequestRequest, context: Context) -> pb.BuildRequestResponse:
-        reader = Reader(self._limits, f"{request.WhichOneof('request')}.")
-        match request.WhichOneof("request"):
+        arm = request.WhichOneof("request")
+        reader = Reader(self._limits, f"{arm}." if arm else "")
+        match arm:
             case "step":
                 command: StartCommand | SubmitCommand = self._read_start(reader, request.step)[0]
                 agent = self._agents.get(request.step.agent_id, self._caller)

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 import structlog
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
 from agent_service.domain.errors import AgentServiceError, Reason
@@ -46,20 +46,20 @@ class Guard(grpc.aio.ServerInterceptor):
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 self._streaming(method, handler.unary_stream),
-                request_deserializer=handler.request_deserializer,
+                request_deserializer=_parser(handler.request_deserializer),
                 response_serializer=handler.response_serializer,
             )
         return grpc.unary_unary_rpc_method_handler(
             self._unary(method, handler.unary_unary),
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=_parser(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
 
     def _unary(self, method: str, inner: Any) -> Any:
-        async def handle(request: Message, context: Context) -> Any:
+        async def handle(request: Message | None, context: Context) -> Any:
             response = None
             async with _Call(method, context) as call:
-                self._check_size(request)
+                self._check(request)
                 response = await inner(request, context)
             if call.status is not None:
                 await context.abort_with_status(call.status)
@@ -68,9 +68,9 @@ class Guard(grpc.aio.ServerInterceptor):
         return handle
 
     def _streaming(self, method: str, inner: Any) -> Any:
-        async def handle(request: Message, context: Context) -> None:
+        async def handle(request: Message | None, context: Context) -> None:
             async with _Call(method, context) as call:
-                self._check_size(request)
+                self._check(request)
                 async with aclosing(inner(request, context)) as responses:
                     async for response in responses:
                         await context.write(response)
@@ -79,12 +79,26 @@ class Guard(grpc.aio.ServerInterceptor):
 
         return handle
 
-    def _check_size(self, request: Message) -> None:
+    def _check(self, request: Message | None) -> None:
+        if request is None:
+            raise AgentServiceError(Reason.INVALID_FIELD, "the request is not a message of this method in valid UTF-8")
         size = request.ByteSize()
         if size > self._max_request_bytes:
             raise AgentServiceError(
                 Reason.TOO_LARGE, f"the request has {size} bytes; at most {self._max_request_bytes} are allowed"
             )
+
+
+def _parser(parse: Any) -> Callable[[bytes], Message | None]:
+    """Reads a request, or gives None for bytes that are none: gRPC itself would call that an UNKNOWN error."""
+
+    def parsed(data: bytes) -> Message | None:
+        try:
+            return parse(data)  # type: ignore[no-any-return]  # generated code, of the type of the request
+        except DecodeError:
+            return None
+
+    return parsed
 
 
 class _Call:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import grpc
@@ -18,6 +19,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 _DEFAULT_PAGE = 100
 _TOKEN = "after-"
+_PAGE_TOKEN = re.compile(_TOKEN + "[0-9]{1,18}")
 
 
 class AgentRegistryServicer(pb_grpc.AgentRegistryServiceServicer):
@@ -46,7 +48,7 @@ class AgentRegistryServicer(pb_grpc.AgentRegistryServiceServicer):
         if not 0 <= request.page_size <= most:
             reader.problems.add("page_size", f"{request.page_size} is not 1 to {most}, or 0 for {_DEFAULT_PAGE}")
         digits = request.page_token.removeprefix(_TOKEN)
-        if request.page_token and not (request.page_token.startswith(_TOKEN) and digits.isascii() and digits.isdigit()):
+        if request.page_token and not _PAGE_TOKEN.fullmatch(request.page_token):
             reader.problems.add("page_token", "is not one this server gave; send next_page_token of the answer before")
         reader.done()
-        return request.page_size or _DEFAULT_PAGE, min(int(digits or 0), 2**62)
+        return request.page_size or _DEFAULT_PAGE, int(digits or 0)

@@ -69,6 +69,7 @@ class Reader:
             system_prompt=request.system_prompt,
             labels=self._labels(request.labels),
             request_start_time=self._start_time(request.request_start_timestamp_ns),
+            path=self._prefix,
         )
         self.id("agent_id", request.agent_id)
         self._bounded("system_prompt", request.system_prompt, self._limits.max_input_bytes)
@@ -265,24 +266,24 @@ class Reader:
         failed = value.status == tools_pb2.TOOL_RETURN_STATUS_ERROR
         answer = ReturnAnswer(text, failed, value.stdout, value.stderr)
         key = digest(["return", text, failed, value.stdout, value.stderr])
-        return CallAnswer(self._call_id(path, value.tool_call_id), path, answer, key)
+        return CallAnswer(self._call_id(path, value.tool_call_id), self._prefix + path, answer, key)
 
     def _approval(self, path: str, value: tools_pb2.ApprovalDecision) -> CallAnswer:
         tool_call_id = self._call_id(path, value.tool_call_id)
         match value.WhichOneof("decision"):
             case "approve":
-                edited = value.approve.edited_arguments_json
+                edited, note = value.approve.edited_arguments_json, value.approve.note
                 self._bounded(f"{path}.approve.edited_arguments_json", edited, self._limits.max_tool_arguments_bytes)
-                self._bounded(f"{path}.approve.note", value.approve.note, self._limits.max_tool_return_bytes)
-                approve = ApproveAnswer(edited, value.approve.note)
-                return CallAnswer(tool_call_id, path, approve, digest(["approve", edited, value.approve.note]))
+                self._bounded(f"{path}.approve.note", note, self._limits.max_tool_return_bytes)
+                approve = ApproveAnswer(edited, note)
+                return CallAnswer(tool_call_id, self._prefix + path, approve, digest(["approve", edited, note]))
             case "deny":
                 self._bounded(f"{path}.deny.reason", value.deny.reason, self._limits.max_tool_return_bytes)
                 deny = DenyAnswer(value.deny.reason)
-                return CallAnswer(tool_call_id, path, deny, digest(["deny", value.deny.reason]))
+                return CallAnswer(tool_call_id, self._prefix + path, deny, digest(["deny", value.deny.reason]))
             case _:
                 self._add(f"{path}.decision", "is not set; send approve or deny")
-                return CallAnswer(tool_call_id, path, DenyAnswer(), "")
+                return CallAnswer(tool_call_id, self._prefix + path, DenyAnswer(), "")
 
     def _call_id(self, path: str, value: str) -> str:
         if not value:

@@ -13,8 +13,13 @@ from agent_service.transport.translate import duration
 DOMAIN = "agentrpc.v1"
 """`ErrorInfo.domain` of every error."""
 MAX_DETAILS_BYTES = 4096
-"""Details and message together stay below this; gRPC itself drops trailers above 16 KiB."""
+"""Details and message together stay below this: they go out in base64, and many clients refuse headers above 8 KiB."""
 _MAX_MESSAGE = 1000
+_MAX_ODD_MESSAGE = 600
+"""The message goes out a second time, in percent-encoding: up to three times its size if it is not plain ASCII."""
+_MAX_FIELD = 100
+_OVERHEAD = 64
+"""Bytes around one detail: its type's name and lengths."""
 _MAX_DESCRIPTION = 300
 
 _Code = grpc.StatusCode
@@ -49,14 +54,25 @@ CODES: dict[Reason, grpc.StatusCode] = {
 def to_status(error: AgentServiceError) -> status_pb2.Status:
     """The error as google.rpc.Status: ErrorInfo always; BadRequest, PreconditionFailure, RetryInfo where they apply."""
     code = CODES[error.reason]
-    status = status_pb2.Status(code=code.value[0], message=_cut(error.message, _MAX_MESSAGE))
+    status = status_pb2.Status(code=code.value[0], message=_message(error.message))
     for detail in _details(error, code):
-        packed = any_pb2.Any()
-        packed.Pack(detail)
-        if status.ByteSize() + packed.ByteSize() > MAX_DETAILS_BYTES:
-            continue
-        status.details.append(packed)
+        _add(status, detail)
+    if error.violations:
+        _add(status, _bad_request(error, MAX_DETAILS_BYTES - status.ByteSize() - _OVERHEAD))
     return status
+
+
+def _message(text: str) -> str:
+    message = _cut(text, _MAX_MESSAGE)
+    odd = sum(not " " <= character <= "~" or character == "%" for character in message)
+    return message if odd <= _MAX_MESSAGE // 10 else _cut(message, _MAX_ODD_MESSAGE)
+
+
+def _add(status: status_pb2.Status, detail: Message) -> None:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    if status.ByteSize() + packed.ByteSize() + _OVERHEAD <= MAX_DETAILS_BYTES:
+        status.details.append(packed)
 
 
 def _details(error: AgentServiceError, code: grpc.StatusCode) -> list[Message]:
@@ -72,23 +88,23 @@ def _details(error: AgentServiceError, code: grpc.StatusCode) -> list[Message]:
             description=_cut(error.message, _MAX_DESCRIPTION),
         )
         details.append(error_details_pb2.PreconditionFailure(violations=[violation]))
-    if error.violations:
-        details.append(_bad_request(error))
     return details
 
 
-def _bad_request(error: AgentServiceError) -> error_details_pb2.BadRequest:
-    """As many violations as fit into a share of the details."""
+def _bad_request(error: AgentServiceError, room: int) -> error_details_pb2.BadRequest:
+    """As many violations as fit into so many bytes."""
     request = error_details_pb2.BadRequest()
     for violation in error.violations:
         request.field_violations.add(
-            field=_cut(violation.field, 100), description=_cut(violation.description, _MAX_DESCRIPTION)
+            field=_cut(violation.field, _MAX_FIELD), description=_cut(violation.description, _MAX_DESCRIPTION)
         )
-        if request.ByteSize() > MAX_DETAILS_BYTES // 2:
+        if request.ByteSize() > room:
             del request.field_violations[-1]
             break
     return request
 
 
 def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."
+    """The text in at most so many bytes of UTF-8, cut between two code points."""
+    data = text.encode(errors="replace")
+    return data.decode() if len(data) <= most else data[: most - 3].decode(errors="ignore") + "..."
