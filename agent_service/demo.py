@@ -148,7 +148,7 @@ def run_demo(keep: str | None) -> int:
     except (SettingsError, LocalModelMissingError, LocalModelFailedError, DemoFailedError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BrokenPipeError):  # Ctrl-C, or nobody reads on
         return 130
 
 

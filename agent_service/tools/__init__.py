@@ -1,5 +1,6 @@
 """Server tools."""
 
+from agent_service.engine.tools import ToolContext
 from agent_service.tools.python import PythonTools, ToolLoadError, load_tools, server_tool
 
-__all__ = ["PythonTools", "ToolLoadError", "load_tools", "server_tool"]
+__all__ = ["PythonTools", "ToolContext", "ToolLoadError", "load_tools", "server_tool"]

@@ -127,21 +127,28 @@ class PythonTools:
             return _failed(f"there is no tool {name[:64]!r} any more")
         try:
             values = _values(tool, arguments_json, context)
-            async with asyncio.timeout(tool.timeout) as limit:
+        except _ArgumentsError as error:
+            return _failed(f"not executed, {error}")
+        except Exception as error:  # of a validator of the tool
+            return _raised(name, error, context)
+        return await self._execute(tool, values, context)
+
+    async def _execute(self, tool: _Tool, values: dict[str, Any], context: ToolContext) -> ToolOutput:
+        limit = asyncio.timeout(tool.timeout)
+        try:
+            async with limit:
                 result = await _invoke(tool.function, values)
             return _bounded(_text(result), self._max_result_bytes)
-        except (JsonError, _ArgumentsError) as error:
-            return _failed(f"not executed, {error}")
         except PydanticSerializationError as error:
             return _failed(f"executed, but its result cannot be written as JSON: {error}")
         except asyncio.CancelledError as error:
             if _is_cancelled():
                 raise
-            return _raised(name, error, context)
+            return _raised(tool.schema.name, error, context)
         except (Exception, SystemExit) as error:
             if isinstance(error, TimeoutError) and limit.expired():
                 return _failed(f"timed out after {tool.timeout:g} s; its outcome is unknown, it may have been executed")
-            return _raised(name, error, context)
+            return _raised(tool.schema.name, error, context)
 
 
 class _ArgumentsError(Exception):
@@ -149,13 +156,15 @@ class _ArgumentsError(Exception):
 
 
 def _values(tool: _Tool, arguments_json: str, context: ToolContext) -> dict[str, Any]:
-    """The function's arguments. Raises JsonError, _ArgumentsError or what a validator of the tool raises."""
-    parse_json(arguments_json)
+    """The function's arguments. Raises _ArgumentsError or what a validator of the tool raises."""
     try:
+        parse_json(arguments_json)
         # Strict is about types: no "3" for 3. Dates, enums and the like are still made of their JSON form.
         arguments = tool.arguments.model_validate_json(arguments_json, strict=True)
+    except JsonError as error:
+        raise _ArgumentsError(f"the arguments are not valid JSON: {error}") from None
     except ValidationError as error:
-        raise _ArgumentsError(_problems(error)) from None
+        raise _ArgumentsError(f"the arguments do not fit: {_problems(error)}") from None
     values = {parameter: getattr(arguments, field) for field, parameter in tool.parameters.items()}
     return values | dict.fromkeys(tool.contexts, context)
 
@@ -339,11 +348,15 @@ def _arguments(
     fields: dict[str, Any] = {}
     try:
         for field, name in parameters.items():
-            default = signature[name].default
-            info: dict[str, Any] = {"default": ... if default is inspect.Parameter.empty else default, "alias": name}
-            if name in described and FieldInfo.from_annotation(hints[name]).description is None:
+            hint, default = hints[name], signature[name].default
+            info: dict[str, Any] = {"alias": name}
+            if isinstance(default, FieldInfo):
+                hint = typing.Annotated[hint, default]
+            elif default is not inspect.Parameter.empty:
+                info["default"] = default
+            if name in described and FieldInfo.from_annotation(hint).description is None:
                 info["description"] = described[name]
-            fields[field] = (hints[name], Field(**info))
+            fields[field] = (hint, Field(**info))
         model = create_model(function.__name__, __config__=ConfigDict(extra="forbid"), **fields)
         return model, to_json(model.model_json_schema(schema_generator=_JsonSchema)).decode()
     except Exception as error:

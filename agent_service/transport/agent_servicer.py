@@ -9,10 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 import grpc
+import structlog
 from agentrpc.v1 import agent_service_pb2 as pb
 from agentrpc.v1 import agent_service_pb2_grpc as pb_grpc
 from agentrpc.v1 import events_pb2
 
+from agent_service.domain.event import RunStopped
 from agent_service.engine.agent import Agent, StepResult
 from agent_service.engine.agents import Agents
 from agent_service.engine.commands import Caller, Delivery, StartCommand, SubmitCommand, View
@@ -28,6 +30,12 @@ RUN_ID_METADATA = "agentrpc-run-id"
 
 _MESSAGE_OVERHEAD = 1024
 """Room in an answer for what is neither the run nor its messages, in bytes."""
+
+
+class _Until:
+    """Whether the call has told the stop it waited for. A client may leave after that without reading the status."""
+
+    stopped = False
 
 
 class AgentServicer(pb_grpc.AgentServiceServicer):
@@ -140,18 +148,20 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
         context: Context,
     ) -> AsyncGenerator[events_pb2.RunEvent]:
         delivery = Delivery(stream_tokens=tokens, view=view, on_stored=_announce(context))
-        with self._cancelling(command.run_id, cancel):
+        with self._cancelling(command.run_id, cancel) as until:
             async with aclosing(agent.stream(command, delivery)) as events:
                 async for event in events:
+                    until.stopped = until.stopped or isinstance(event.body, RunStopped)
                     yield translate.event(event)
 
     @contextmanager
-    def _cancelling(self, run_id: str, cancel: bool) -> Iterator[None]:
-        """Cancels the run if the call ends before its answer does, where the caller asked for that."""
+    def _cancelling(self, run_id: str, cancel: bool) -> Iterator[_Until]:
+        """Cancels the run if the call ends before the run stopped, where the caller asked for that."""
+        until = _Until()
         try:
-            yield
+            yield until
         except (asyncio.CancelledError, GeneratorExit):
-            if cancel:
+            if cancel and not until.stopped:
                 self._runs.cancel_soon(self._caller.tenant, run_id)
             raise
 
@@ -167,6 +177,7 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
 
 def _announce(context: Context) -> Callable[[str], Awaitable[None]]:
     async def announce(run_id: str) -> None:
+        structlog.contextvars.bind_contextvars(run_id=run_id)
         await context.send_initial_metadata(((RUN_ID_METADATA, run_id),))
 
     return announce

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 import grpc
+import structlog
 from agentrpc.v1 import run_service_pb2 as pb
 from agentrpc.v1 import run_service_pb2_grpc as pb_grpc
 
@@ -56,6 +57,7 @@ class RunServicer(pb_grpc.RunServiceServicer):
                     yield pb.WatchRunResponse(event=translate.event(shown))
 
     def _read_id(self, reader: Reader, run_id: str) -> None:
+        structlog.contextvars.bind_contextvars(run_id=run_id)
         reader.id("run_id", run_id)
         if not run_id:
             reader.problems.add("run_id", "is empty; name a run")
