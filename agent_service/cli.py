@@ -70,14 +70,17 @@ def _serve(flags: dict[str, object]) -> int:
     except SettingsError as error:
         return _fail(str(error))
 
+    # First of all: gRPC reads its own log level when it is imported.
+    from agent_service.logs import configure_logs
+
+    configure_logs(settings.log_level, settings.log_format)
+
     from agent_service import wiring
     from agent_service.local_model import LocalModelFailedError, LocalModelMissingError
-    from agent_service.logs import configure_logs
     from agent_service.stores.sqlite_thread import SchemaError
     from agent_service.tools import ToolLoadError
     from agent_service.transport.server import BindError
 
-    configure_logs(settings.log_level, settings.log_format)
     known = (wiring.StartError, LocalModelMissingError, LocalModelFailedError, SchemaError, ToolLoadError, BindError)
     try:
         asyncio.run(wiring.serve(settings, _ready))

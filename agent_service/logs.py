@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import structlog
@@ -12,7 +13,12 @@ from agent_service.settings import LogFormat
 
 
 def configure_logs(level: str, form: LogFormat) -> None:
-    """Sets up structlog, and passes warnings of libraries through it. Each line carries the bound run_id and rpc."""
+    """Sets up structlog, and passes warnings of libraries through it. Each line carries the bound run_id and rpc.
+
+    Call it before grpc is imported: the lines that gRPC's native code writes to stderr are no structured ones, and what
+    they tell of failures comes as an exception, too.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     console = form is LogFormat.CONSOLE or (form is LogFormat.AUTO and sys.stderr.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,

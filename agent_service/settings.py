@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -69,12 +71,17 @@ class Settings(BaseSettings):
     reflection: bool = Field(True, description="Serve gRPC reflection.")
     log_level: str = Field("info", pattern="(?i)^(debug|info|warning|error)$", description="Least level to log.")
     log_format: LogFormat = Field(LogFormat.AUTO, description="'console', 'json', or 'auto' by the terminal.")
-    limits: Limits = Field(default_factory=Limits, description="Sizes and counts; as JSON.")
+    limits: Annotated[Limits, NoDecode] = Field(default_factory=Limits, description="Sizes and counts; as JSON.")
 
     @field_validator("tools", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("limits", mode="before")
+    @classmethod
+    def _parse(cls, value: object) -> object:
+        return json.loads(value) if isinstance(value, str) else value
 
     @property
     def external_model(self) -> bool:
@@ -84,7 +91,10 @@ class Settings(BaseSettings):
     @property
     def loopback(self) -> bool:
         """Whether only this host can connect."""
-        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+        try:
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
     @property
     def store_path(self) -> Path | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -55,9 +55,7 @@ class Client:
     registry: AgentRegistryServiceAsyncStub
     server: ServerServiceAsyncStub
 
-    async def ask(
-        self, text: str, *tools: tools_pb2.ClientToolSchema, **fields: Any
-    ) -> agent_service_pb2.StepResponse:
+    async def ask(self, text: str, *tools: tools_pb2.ClientToolSchema, **fields: Any) -> agent_service_pb2.StepResponse:
         """A Step with one user message."""
         return await self.agent.Step(step(text, *tools, **fields))
 
@@ -139,7 +137,7 @@ async def refusal(call: Any) -> Refusal:
 
 def _refusal(error: grpc.aio.AioRpcError) -> Refusal:
     info, request, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), None
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # an AioRpcError has what it reads
+    status = rpc_status.from_call(error)
     for detail in status.details if status else ():
         detail.Unpack(info)
         detail.Unpack(request)

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from agent_service.domain.draft import Draft
+from agent_service.domain.draft import Draft, Receipt
 from agent_service.domain.errors import AgentServiceError, Reason, StaleClaimError
+from agent_service.domain.event import ToolReturnsAccepted
 from agent_service.domain.moves import cancel, record_answer
 from agent_service.domain.run import Claim, RunStatus
 from agent_service.engine.loop import moved
@@ -102,7 +103,7 @@ async def test_the_file_is_readable_by_its_owner_only(path: Path) -> None:
     assert modes == {path.name + suffix: 0o600 for suffix in ("", "-wal", "-shm")}
 
 
-async def test_the_writer_flushes_each_commit_and_checks_references(path: Path) -> None:
+def test_the_writer_flushes_each_commit_and_checks_references(path: Path) -> None:
     """A write-ahead log with a full flush; and readers cannot write."""
     with closing(open_database(path)) as db:
         found = [db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous", "foreign_keys")]
@@ -112,7 +113,7 @@ async def test_the_writer_flushes_each_commit_and_checks_references(path: Path) 
         db.execute("DELETE FROM runs")
 
 
-async def test_a_newer_schema_is_refused(path: Path) -> None:
+def test_a_newer_schema_is_refused(path: Path) -> None:
     """An older program does not touch the file of a newer one, and says so."""
     open_database(path).close()
     sql(path, "PRAGMA user_version = 99")
@@ -122,7 +123,7 @@ async def test_a_newer_schema_is_refused(path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", [0, 1, 99])
-async def test_a_database_of_something_else_is_refused(path: Path, version: int) -> None:
+def test_a_database_of_something_else_is_refused(path: Path, version: int) -> None:
     """Whatever version it has; it is left byte for byte as it was."""
     sql(path, "CREATE TABLE runs (something)")
     sql(path, f"PRAGMA user_version = {version}")
@@ -133,7 +134,7 @@ async def test_a_database_of_something_else_is_refused(path: Path, version: int)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-async def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
+def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
     """It is left as it was."""
     path.write_text("These are my notes. " * 100)
     with pytest.raises(SchemaError, match="not a database"):
@@ -141,7 +142,7 @@ async def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
     assert path.read_text() == "These are my notes. " * 100
 
 
-async def test_a_file_that_cannot_be_made_is_refused(path: Path) -> None:
+def test_a_file_that_cannot_be_made_is_refused(path: Path) -> None:
     """The error names it."""
     with pytest.raises(SchemaError, match=r"nowhere.*runs"):
         open_database(path.parent / "nowhere" / "runs.sqlite3")
@@ -262,24 +263,46 @@ async def test_a_write_that_fails_does_not_fail_those_it_is_committed_with(path:
         assert [run_id for _, run_id, _ in kept.told[-3:]] == ["run_2", "run_1", "run_4"]
 
 
+async def test_a_write_that_the_database_refuses_leaves_nothing_of_itself(path: Path) -> None:
+    """What it had written before the refusal is undone, and nothing is published."""
+
+    def same_receipt(draft: Draft) -> None:
+        cancel(draft)
+        draft.keep_receipt(Receipt("req_1", "", 1, ToolReturnsAccepted("req_1", (), (), ())))
+
+    async with opened(str(path)) as kept:
+        await kept.paused(client("call_1"), client("call_2"))
+        await kept.submit(returns("call_1"), request_id="req_1")
+        before, told = (await kept.run(), await kept.events(), await kept.messages()), len(kept.told)
+        with pytest.raises(sqlite3.IntegrityError):
+            await kept.store.move(TENANT, "run_1", same_receipt)
+        assert (await kept.run(), await kept.events(), await kept.messages()) == before
+        assert len(kept.told) == told
+
+
 async def test_a_commit_that_fails_acknowledges_and_publishes_nothing(path: Path) -> None:
     """Each write of the batch is told that the store is unavailable, and none of them is in the file."""
     orphan = "INSERT INTO receipts VALUES (4711, 'req', 1, '{}')"
     kept_row = "INSERT INTO conversations (tenant, conversation_id, create_time) VALUES ('t', 'c', 1)"
     told: list[object] = []
     writer = SqliteThread(open_database(path), "writer", begin="BEGIN IMMEDIATE")
-    held = threading.Event()
+    held, release = threading.Event(), threading.Event()
+
+    def wait(db: sqlite3.Connection) -> bool:
+        held.set()
+        return release.wait(30)
 
     def break_at_commit(db: sqlite3.Connection) -> None:
         db.execute("PRAGMA defer_foreign_keys = ON")
         db.execute(orphan)
 
-    first = asyncio.ensure_future(writer.run(lambda db: held.wait(30)))
+    first = asyncio.ensure_future(writer.run(wait))
+    assert await asyncio.to_thread(held.wait, 30)
     good = asyncio.ensure_future(writer.run(lambda db: db.execute(kept_row).rowcount, told.append))
     bad = asyncio.ensure_future(writer.run(break_at_commit, told.append))
     await asyncio.sleep(0)
-    held.set()
-    await first
+    release.set()
+    assert await first
     for write in (good, bad):
         with pytest.raises(AgentServiceError, match="unavailable") as failed:
             await write
@@ -345,8 +368,9 @@ async def test_a_run_that_stops_while_all_are_interrupted_stays_as_it_is(path: P
             ending = asyncio.ensure_future(kept.store.move(TENANT, "run_1", moved(cancel)))
             await asyncio.sleep(0)
             interrupting = asyncio.ensure_future(kept.store.interrupt_running(GONE))
-            while not await kept.store.get_run(TENANT, "run_1"):
-                raise AssertionError("a run is there")
+            await asyncio.sleep(0)
+            # Reads are answered in order: when this one is, the running runs have been listed.
+            assert (await kept.run()).status is RunStatus.RUNNING
         await ending
         await interrupting
         assert (await kept.run()).status is RunStatus.CANCELLED
@@ -409,17 +433,21 @@ asyncio.run(main())
 """
 
 
-async def test_what_was_acknowledged_survives_the_death_of_the_process(path: Path) -> None:
-    """A process is killed in the middle of its writes: all it had acknowledged is in the file, and the file is sound."""
-    with subprocess.Popen(
-        [sys.executable, "-c", _CHILD, str(path)], cwd=_ROOT, stdout=subprocess.PIPE, text=True
-    ) as child:
+def killed(path: Path) -> list[list[str]]:
+    """What a process acknowledged that writes to this file until it is killed."""
+    command = [sys.executable, "-c", _CHILD, str(path)]
+    with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
-        acknowledged = [child.stdout.readline() for _ in range(9)]
+        lines = [child.stdout.readline() for _ in range(9)]
         child.send_signal(signal.SIGKILL)
-        acknowledged += child.stdout.readlines()
+        lines += child.stdout.readlines()
     assert child.returncode == -signal.SIGKILL
-    told = [line.split() for line in acknowledged if line.endswith("\n")]
+    return [line.split() for line in lines if line.endswith("\n")]
+
+
+async def test_what_was_acknowledged_survives_the_death_of_the_process(path: Path) -> None:
+    """Killed in the middle of its writes: all that it had acknowledged is in the file, and the file is sound."""
+    told = killed(path)
     assert told[:2] == [["paused", "run_1"], ["running", "run_1"]]
     assert sql(path, "PRAGMA integrity_check") == [("ok",)]
     async with opened(str(path)) as kept:

@@ -86,7 +86,7 @@ class Execute:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Next: nothing; the run is paused, interrupted or over."""
+    """Next: nothing; the run is paused, interrupted or over, or a started call has no outcome yet."""
 
 
 Next = AskModel | Execute | Stop
@@ -97,7 +97,9 @@ def next_of(run: Run, batch: tuple[Call, ...]) -> Next:
     if run.status is not RunStatus.RUNNING:
         return Stop()
     runnable = tuple(c for c in batch if _runnable(c, batch))
-    return Execute(runnable) if runnable else AskModel()
+    if runnable:
+        return Execute(runnable)
+    return AskModel() if all(call.settled for call in batch) else Stop()
 
 
 def begin(draft: Draft, inputs: tuple[InputContent, ...], owner: str) -> None:

@@ -10,29 +10,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from agent_service.domain.event import Event, MessageStored
-from agent_service.domain.message import Message
+from agent_service.domain.message import ApprovalContent, Message, ToolCallsContent, ToolReturnContent
 from agent_service.engine.model import ModelClient
 from agent_service.engine.store import RunStore
 
 PAGE = 1000
 """Messages per read."""
 
+_OVERHEAD = 1024
+"""About what an entry, or a message that is not encoded yet, takes besides its text, in bytes."""
+
 _Key = tuple[str, str, str]
 
 
 @dataclass(slots=True)
 class _Entry:
-    """Pieces encode the messages up to `position`; `waiting` are those after it, not encoded yet."""
+    """Pieces encode the messages up to `position`; `waiting` are those after it, not encoded yet.
+
+    `counted` are the bytes of it in the total.
+    """
 
     position: int = 0
     pieces: list[bytes] = field(default_factory=list)
-    size: int = 0
-    counted: int = 0
     waiting: list[Message] = field(default_factory=list)
+    counted: int = 0
 
     @property
     def known(self) -> int:
         return self.position + len(self.waiting)
+
+    @property
+    def size(self) -> int:
+        return _OVERHEAD + sum(map(len, self.pieces)) + sum(map(_size, self.waiting))
 
 
 class Contexts:
@@ -56,7 +65,6 @@ class Contexts:
             piece = model.encode(entry.waiting)
             if piece:
                 entry.pieces.append(piece)
-                entry.size += len(piece)
             entry.position = entry.known
             entry.waiting = []
         self._keep(key, entry)
@@ -80,6 +88,8 @@ class Contexts:
                     entry = self._entries[key]
                     if message.position == entry.known + 1:
                         entry.waiting.append(message)
+                        self._count(entry, entry.counted + _size(message))
+        self._trim()
 
     async def _read(self, entry: _Entry, tenant: str, conversation_id: str, last_position: int) -> None:
         while entry.known < last_position:
@@ -94,9 +104,15 @@ class Contexts:
         """Puts the entry in the front and forgets the longest unused ones above the bound."""
         self._drop(key)
         self._entries[key] = entry
-        entry.counted = entry.size
-        self._size += entry.counted
         self._keys.setdefault(key[:2], set()).add(key)
+        self._count(entry, entry.size)
+        self._trim()
+
+    def _count(self, entry: _Entry, size: int) -> None:
+        self._size += size - entry.counted
+        entry.counted = size
+
+    def _trim(self) -> None:
         while self._size > self._max_bytes and self._entries:
             self._drop(next(iter(self._entries)))
 
@@ -104,8 +120,22 @@ class Contexts:
         old = self._entries.pop(key, None)
         if old is None:
             return
-        self._size -= old.counted
+        self._count(old, 0)
         keys = self._keys[key[:2]]
         keys.discard(key)
         if not keys:
             del self._keys[key[:2]]
+
+
+def _size(message: Message) -> int:
+    """About what a message takes, in bytes."""
+    content = message.content
+    if isinstance(content, ToolCallsContent):
+        texts = [call.arguments_json for call in content.calls]
+    elif isinstance(content, ToolReturnContent):
+        texts = [content.text, content.stdout, content.stderr]
+    elif isinstance(content, ApprovalContent):
+        texts = [content.edited_arguments_json, content.note]
+    else:
+        texts = [content.text]
+    return _OVERHEAD + sum(map(len, texts))

@@ -21,6 +21,7 @@ class Subscription:
         self.channel = channel
         self.deltas = deltas
         self.lagging = False
+        self.closed = False
         self._limit = limit
         self._items: deque[Event] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -47,7 +48,7 @@ class Subscription:
 
     async def wait(self, seconds: float) -> bool:
         """Waits until there is something to read; False when the time is over."""
-        if self._items or self.lagging:
+        if self._readable:
             return True
         loop = asyncio.get_running_loop()
         self._waiter = waiter = loop.create_future()
@@ -57,7 +58,16 @@ class Subscription:
         finally:
             timer.cancel()
             self._waiter = None
-        return bool(self._items) or self.lagging
+        return self._readable
+
+    def close(self) -> None:
+        """Nothing comes any more; what is queued can still be read."""
+        self.closed = True
+        self._wake(self._waiter)
+
+    @property
+    def _readable(self) -> bool:
+        return bool(self._items) or self.lagging or self.closed
 
     @staticmethod
     def _wake(waiter: asyncio.Future[None] | None) -> None:
@@ -137,6 +147,7 @@ class Hub:
     def __init__(self, queue_limit: int) -> None:
         self._queue_limit = queue_limit
         self._channels: dict[tuple[str, str], Channel] = {}
+        self._closed = False
 
     def publish(self, tenant: str, run_id: str, events: tuple[Event, ...]) -> None:
         """Passes on what was committed."""
@@ -152,6 +163,8 @@ class Hub:
         channel = self._channel(tenant, run_id)
         subscription = Subscription(channel, self._queue_limit, deltas)
         channel.subscriptions.append(subscription)
+        if self._closed:
+            subscription.close()
         try:
             yield subscription
         finally:
@@ -169,6 +182,13 @@ class Hub:
             channel.owners -= 1
             channel.close_step()
             self._release(tenant, run_id, channel)
+
+    def close(self) -> None:
+        """Lets readers go, once they have read what they have."""
+        self._closed = True
+        for channel in self._channels.values():
+            for subscription in channel.subscriptions:
+                subscription.close()
 
     def _channel(self, tenant: str, run_id: str) -> Channel:
         return self._channels.setdefault((tenant, run_id), Channel(run_id))

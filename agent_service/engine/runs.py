@@ -128,10 +128,11 @@ class Runs:
         return await self._built(tenant, submitted.snapshot, pinned, messages)
 
     async def shut_down(self, grace: float) -> None:
-        """Takes nothing new, gives running runs `grace` seconds, then interrupts them; all is stored."""
+        """Takes nothing new, gives runs `grace` seconds, then interrupts them and lets watchers go; all is stored."""
         self._accepting = False
         error = RunError(Reason.SERVER_STOPPED, "the server stopped while the run was running", retryable=True)
         await self._supervisor.drain(grace, lambda: self.parts.store.interrupt_running(error))
+        self.parts.hub.close()
 
     def _admit(self) -> None:
         if not self._accepting:
@@ -198,6 +199,8 @@ class Runs:
             case Execute(calls):
                 server_calls = tuple(ToolCall(c.tool_call_id, c.name, c.arguments_json) for c in calls)
                 return Built(b"", "server tools run first", (), server_calls, overridden)
+            case _ if snapshot.run.status is RunStatus.RUNNING:
+                return Built(b"", "a server tool is still running", pending_of(snapshot.calls), (), overridden)
             case _ if snapshot.run.status is RunStatus.PAUSED:
                 return Built(b"", "calls would still be pending", pending_of(snapshot.calls), (), overridden)
             case _:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 from agent_service.domain.event import ArgumentsDelta, Event, MessageStored, ReasoningDelta, TextDelta
 from agent_service.domain.message import AssistantContent, Message, MessageType, ToolCallsContent, ToolReturnContent
 from agent_service.domain.run import Pinned
-from agent_service.domain.tool import Executor
+from agent_service.domain.tool import Executor, Outcome
 from agent_service.engine.commands import View
+from agent_service.engine.schemas import parse_json
 
 MESSAGE_TOOL = "send_message"
 """The server tool whose calls are shown as assistant messages."""
@@ -52,7 +52,7 @@ class Viewer:
             return message
         content = message.content
         if isinstance(content, ToolReturnContent) and content.name == MESSAGE_TOOL:
-            return None
+            return None if content.outcome is Outcome.RETURNED else message
         if isinstance(content, ToolCallsContent) and len(content.calls) == 1:
             text = _spoken(content)
             return message if text is None else replace(message, content=AssistantContent(text))
@@ -65,7 +65,7 @@ def _spoken(content: ToolCallsContent) -> str | None:
     if call.name != MESSAGE_TOOL:
         return None
     try:
-        text = json.loads(call.arguments_json)["message"]
-    except (ValueError, KeyError, TypeError):
+        text = parse_json(call.arguments_json)["message"]
+        return text.encode().decode() if isinstance(text, str) else None
+    except (ValueError, KeyError, TypeError):  # also for half of a surrogate pair, which is no text
         return None
-    return text if isinstance(text, str) else None

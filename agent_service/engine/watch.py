@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from agent_service.domain.errors import AgentServiceError, Reason
 from agent_service.domain.event import (
     ArgumentsDelta,
     Event,
@@ -42,7 +43,10 @@ class Follow:
 
 
 async def follow(store: RunStore, subscription: Subscription, what: Follow) -> AsyncGenerator[Event]:
-    """The run's events, and a heartbeat when it is silent for long. Ends at the stop, or when `max_wait` is over."""
+    """The run's events, and a heartbeat when it is silent for long. Ends at the stop, or when `max_wait` is over.
+
+    Raises SHUTTING_DOWN when the hub is closed and everything that was told is read.
+    """
     reader = _Reader(store, subscription, what)
     subscription.lagging = not what.fresh
     while True:
@@ -55,6 +59,8 @@ async def follow(store: RunStore, subscription: Subscription, what: Follow) -> A
             events = reader.caught_up()
         elif await subscription.wait(reader.patience()):
             events = subscription.drain()
+            if subscription.closed and not events and not subscription.lagging:
+                raise _shutting_down()
         elif reader.out_of_time():
             return
         else:
@@ -130,6 +136,11 @@ class _Reader:
     def out_of_time(self) -> bool:
         """Whether `max_wait` is over."""
         return self._deadline is not None and self._time() >= self._deadline
+
+
+def _shutting_down() -> AgentServiceError:
+    text = "the server is shutting down; attach again with WatchRun after the last sequence seen"
+    return AgentServiceError(Reason.SHUTTING_DOWN, text, retry_after=1.0)
 
 
 def merged(events: list[Event]) -> list[Event]:

@@ -8,6 +8,7 @@ from email.utils import parsedate_to_datetime
 
 from agent_service.domain.errors import Reason
 from agent_service.engine.model import ModelError
+from agent_service.models.json_text import to_utf8
 
 MAX_MESSAGE_CHARS = 500
 
@@ -20,8 +21,9 @@ _HINTS = {
 
 
 def one_line(text: str, secret: str = "") -> str:
-    """The text without line ends and without the secret, cut to MAX_MESSAGE_CHARS."""
+    """The text in one line, without the secret and halves of surrogate pairs, cut to MAX_MESSAGE_CHARS."""
     line = " ".join((text.replace(secret, "***") if secret else text).split())
+    line = to_utf8(line).decode()
     return line if len(line) <= MAX_MESSAGE_CHARS else line[: MAX_MESSAGE_CHARS - 3] + "..."
 
 

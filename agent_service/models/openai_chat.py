@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 
@@ -143,6 +144,8 @@ async def _read_events(stream: Stream, reader: AnswerReader) -> bool:
             if payload.startswith(b"[DONE]"):
                 return True
             reader.feed(payload)
+        # Bytes that are there already are read without waiting; let the readers of this answer have their turn.
+        await asyncio.sleep(0)
     return False
 
 

@@ -14,10 +14,11 @@ from agentrpc.v1 import agent_service_pb2 as pb
 from agentrpc.v1 import agent_service_pb2_grpc as pb_grpc
 from agentrpc.v1 import events_pb2
 
+from agent_service.domain.errors import AgentServiceError, Reason
 from agent_service.domain.event import RunStopped
 from agent_service.engine.agent import Agent, StepResult
 from agent_service.engine.agents import Agents
-from agent_service.engine.commands import Caller, Delivery, StartCommand, SubmitCommand, View
+from agent_service.engine.commands import Built, Caller, Delivery, StartCommand, SubmitCommand, View
 from agent_service.engine.limits import Limits
 from agent_service.engine.runs import Runs
 from agent_service.transport import translate
@@ -60,7 +61,9 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
             case _:
                 reader.problems.add("request", "is not set; set step or submit")
                 reader.done()
-        return translate.built(await agent.build_request(command))
+        built = await agent.build_request(command)
+        self._check_shown(built)
+        return translate.built(built)
 
     async def Step(self, request: pb.StepRequest, context: Context) -> pb.StepResponse:
         reader = Reader(self._limits)
@@ -110,6 +113,14 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
         async with aclosing(self._events(agent, command, request.stream_tokens, View(), cancel, context)) as events:
             async for event in events:
                 yield pb.StreamToolReturnsResponse(event=event)
+
+    def _check_shown(self, built: Built) -> None:
+        """A model request may be larger than an answer of ours."""
+        most = self._limits.max_response_bytes - _MESSAGE_OVERHEAD
+        if len(built.body) > most:
+            raise AgentServiceError(
+                Reason.TOO_LARGE, f"the model request has {len(built.body)} bytes; at most {most} can be shown"
+            )
 
     def _read_start(self, reader: Reader, request: pb.StepRequest) -> tuple[StartCommand, View, bool]:
         command = reader.start(request)

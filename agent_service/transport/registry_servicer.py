@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grpc
 from agentrpc.v1 import agent_registry_service_pb2 as pb
 from agentrpc.v1 import agent_registry_service_pb2_grpc as pb_grpc
+from agentrpc.v1 import messages_pb2
 
+from agent_service.domain.message import Message
 from agent_service.engine.commands import Caller
 from agent_service.engine.limits import Limits
 from agent_service.engine.runs import Runs
@@ -33,10 +36,21 @@ class AgentRegistryServicer(pb_grpc.AgentRegistryServiceServicer):
     async def ListMessages(self, request: pb.ListMessagesRequest, context: Context) -> pb.ListMessagesResponse:
         size, after = self._read(request)
         page = await self._runs.messages(self._caller.tenant, request.conversation_id, after, size)
-        response = pb.ListMessagesResponse(messages=map(translate.message, page))
-        if page and await self._runs.messages(self._caller.tenant, request.conversation_id, page[-1].position, 1):
-            response.next_page_token = f"{_TOKEN}{page[-1].position}"
+        response = pb.ListMessagesResponse(messages=self._fitting(page))
+        last = response.messages[-1].position if page else 0
+        if page and await self._runs.messages(self._caller.tenant, request.conversation_id, last, 1):
+            response.next_page_token = f"{_TOKEN}{last}"
         return response
+
+    def _fitting(self, page: Sequence[Message]) -> Iterator[messages_pb2.Message]:
+        """As many as one answer can hold; at least one."""
+        room = self._limits.max_response_bytes
+        for message in page:
+            translated = translate.message(message)
+            room -= translated.ByteSize()
+            if room < 0 and message is not page[0]:
+                return
+            yield translated
 
     def _read(self, request: pb.ListMessagesRequest) -> tuple[int, int]:
         """Page size and the position after which the page begins."""

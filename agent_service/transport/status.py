@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import grpc
-from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
@@ -69,10 +68,10 @@ def _message(text: str) -> str:
 
 
 def _add(status: status_pb2.Status, detail: Message) -> None:
-    packed = any_pb2.Any()
-    packed.Pack(detail)
-    if status.ByteSize() + packed.ByteSize() + _OVERHEAD <= MAX_DETAILS_BYTES:
-        status.details.append(packed)
+    """Adds a detail if there is room for it."""
+    status.details.add().Pack(detail)
+    if status.ByteSize() > MAX_DETAILS_BYTES:
+        del status.details[-1]
 
 
 def _details(error: AgentServiceError, code: grpc.StatusCode) -> list[Message]:

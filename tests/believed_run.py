@@ -1,0 +1,127 @@
+"""A small model of a run: the rules in its own words, to check the moves against. It shares no code with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from agent_service.domain.errors import Reason
+from agent_service.domain.event import Event
+
+OUTCOMES = {"returned", "failed", "denied", "expired", "cancelled"}
+GIVES = {"return": "returned", "other": "returned", "error": "failed", "approve": "approved", "edit": "approved"}
+
+
+@dataclass
+class BelievedCall:
+    """What the model believes of a call; `answer` is what the caller said, `taken` the receipt that took it."""
+
+    name: str
+    kind: str
+    state: str
+    answer: str = ""
+    taken: int = 0
+
+    @property
+    def open(self) -> bool:
+        return self.state not in OUTCOMES
+
+
+@dataclass
+class BelievedRun:
+    """What the model believes of a run."""
+
+    run_id: str
+    max_steps: int
+    status: str = "running"
+    epoch: int = 1
+    steps: int = 0
+    invalid: int = 0
+    calls: list[BelievedCall] = field(default_factory=list)
+    batch: list[BelievedCall] = field(default_factory=list)
+    receipts: dict[str, tuple[str, int, tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = field(
+        default_factory=dict
+    )
+    events: list[Event] = field(default_factory=list)
+    stops: int = 0
+
+    @property
+    def over(self) -> bool:
+        return self.status in ("completed", "failed", "cancelled")
+
+    @property
+    def pending(self) -> list[BelievedCall]:
+        return [call for call in self.batch if call.state == "pending"]
+
+    @property
+    def startable(self) -> list[BelievedCall]:
+        approved = [] if self.pending else [call for call in self.batch if call.state == "approved"]
+        proposed = [call for call in self.batch if call.state == "proposed"]
+        return [call for call in self.batch if call in proposed or call in approved]
+
+    @property
+    def started(self) -> list[BelievedCall]:
+        return [call for call in self.batch if call.state == "started"]
+
+    @property
+    def asks(self) -> bool:
+        return self.status == "running" and not any(call.open for call in self.batch)
+
+    def close(self) -> None:
+        for call in self.batch:
+            if call.open:
+                call.state = "failed" if call.state == "started" else "cancelled"
+
+    def settle_down(self) -> None:
+        """Where a run that the server works on stands after something happened to its calls."""
+        if not any(call.open for call in self.batch):
+            if self.steps >= self.max_steps:
+                self.stop("completed")
+        elif not self.startable and not self.started:
+            self.stop("paused")
+
+    def stop(self, status: str) -> None:
+        self.status = status
+        self.stops += 1
+
+    def submit(self, chosen: list[tuple[str, str]], request_id: str, digest: str) -> Reason | tuple[bool, bool]:
+        """What a submit leads to: an error, or whether something is new and whether it resumes the run."""
+        if request_id in self.receipts:
+            return (False, False) if self.receipts[request_id][0] == digest else Reason.REQUEST_ID_REUSED
+        calls = {call.name: call for call in self.calls}
+        names = [name for name, _ in chosen]
+        if len(set(names)) < len(names) or not set(names) <= set(calls):
+            return Reason.UNKNOWN_TOOL_CALL
+        for name, kind in chosen:
+            problem = _problem(calls[name], kind)
+            if problem is not None:
+                return problem
+        new = [(calls[name], kind) for name, kind in chosen if calls[name].state == "pending"]
+        already = tuple(name for name in names if calls[name].state != "pending")
+        sequence = self.events[-1].sequence + 1 if new else max(calls[name].taken for name in names)
+        for call, kind in new:
+            call.state, call.answer, call.taken = GIVES.get(kind, "denied"), kind, sequence
+        remaining = tuple(call.name for call in self.pending)
+        self.receipts[request_id] = (digest, sequence, tuple(call.name for call, _ in new), already, remaining)
+        if not new:
+            return (False, False)
+        if remaining or self.status == "interrupted":
+            self.stops += 1
+        elif self.status == "paused":
+            self.status = "running"
+            self.settle_down()
+            self.epoch += not self.over
+            return (True, not self.over)
+        return (True, False)
+
+
+def _problem(call: BelievedCall, kind: str) -> Reason | None:
+    """Why a call does not take this answer."""
+    if call.state != "pending":
+        if call.answer == kind:
+            return None
+        if call.state == "cancelled":
+            return Reason.CALL_CANCELLED
+        return Reason.CALL_ALREADY_SETTLED if call.answer or not call.open else Reason.CALL_NOT_PENDING
+    if call.kind == "client":
+        return Reason.CALL_NEEDS_TOOL_RETURN if kind in ("approve", "edit") else None
+    return Reason.CALL_NEEDS_APPROVAL if kind in ("return", "other", "error") else None

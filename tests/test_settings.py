@@ -1,0 +1,165 @@
+"""Settings: from the environment or a flag, and what is said when one cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent_service.engine.limits import Limits
+from agent_service.engine.model import ToolMode
+from agent_service.settings import LogFormat, Settings, SettingsError, load_settings
+
+
+def problem(**flags: Any) -> str:
+    """What is said about these flags (and the environment)."""
+    with pytest.raises(SettingsError) as refused:
+        load_settings(**flags)
+    return str(refused.value)
+
+
+def test_the_defaults_serve_this_host_only_with_a_durable_store() -> None:
+    """Nothing set: loopback, SQLite, the local model."""
+    settings = load_settings()
+    assert (settings.host, settings.port, settings.loopback) == ("127.0.0.1", 50051, True)
+    assert settings.store_path == Path("agent-service.sqlite3")
+    assert not settings.external_model
+    assert settings.limits == Limits()
+
+
+def test_every_setting_but_the_endpoint_has_the_same_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AGENT_SERVICE_ and the name in upper case; OPENAI_API_KEY and OPENAI_BASE_URL keep the names everyone knows."""
+    values: dict[str, tuple[str, object]] = {
+        "host": ("localhost", "localhost"),
+        "port": ("0", 0),
+        "insecure_any_address": ("true", True),
+        "store": ("memory", "memory"),
+        "model": ("model-1", "model-1"),
+        "tool_mode": ("json_schema", ToolMode.JSON_SCHEMA),
+        "answers_after_return": ("true", True),
+        "model_keep_alive": ("false", False),
+        "model_max_retries": ("0", 0),
+        "model_connect_seconds": ("1.5", 1.5),
+        "model_silence_seconds": ("7", 7.0),
+        "instructions": ("Be brief.", "Be brief."),
+        "tools": (" a.b, c:d ,", ("a.b", "c:d")),
+        "tool_timeout_seconds": ("3", 3.0),
+        "heartbeat_seconds": ("2", 2.0),
+        "grace_seconds": ("0", 0.0),
+        "reflection": ("false", False),
+        "log_level": ("DEBUG", "DEBUG"),
+        "log_format": ("json", LogFormat.JSON),
+        "limits": ('{"max_client_tools": 3}', Limits(max_client_tools=3)),
+    }
+    assert set(values) == set(Settings.model_fields) - {"openai_api_key", "openai_base_url"}
+    for name, (text, _) in values.items():
+        monkeypatch.setenv(f"AGENT_SERVICE_{name.upper()}", text)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    settings = load_settings()
+    assert {name: getattr(settings, name) for name in values} == {name: value for name, (_, value) in values.items()}
+    assert settings.openai_api_key.get_secret_value() == "sk-1"
+    assert settings.openai_base_url == "http://127.0.0.1:1/v1"
+
+
+def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flag that is not given leaves the environment's value, one that is given replaces it."""
+    monkeypatch.setenv("AGENT_SERVICE_PORT", "1")
+    monkeypatch.setenv("AGENT_SERVICE_MODEL", "from-environment")
+    settings = load_settings(port=2, model=None)
+    assert (settings.port, settings.model) == (2, "from-environment")
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"OPENAI_API_KEY": "sk-1"}, {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}],
+    ids=["key", "url"],
+)
+def test_a_key_or_a_url_alone_names_the_endpoint(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    """Either is enough to use it in place of the local model; an empty one counts as unset."""
+    monkeypatch.setenv("OPENAI_API_KEY", "")
+    monkeypatch.setenv("OPENAI_BASE_URL", "")
+    assert not load_settings().external_model
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().external_model
+
+
+@pytest.mark.parametrize("name", ["HOST", "PORT", "STORE", "AGENT_SERVICE_NO_SUCH_SETTING"])
+def test_other_names_mean_nothing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Only the documented variables are read."""
+    before = load_settings()
+    monkeypatch.setenv(name, "4711")
+    assert load_settings() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "65536"),
+        ("port", "-1"),
+        ("port", "many"),
+        ("store", ""),
+        ("tool_mode", "magic"),
+        ("model_max_retries", "-1"),
+        ("model_silence_seconds", "0"),
+        ("heartbeat_seconds", "0"),
+        ("grace_seconds", "-1"),
+        ("tool_timeout_seconds", "soon"),
+        ("log_level", "loud"),
+        ("log_format", "xml"),
+        ("reflection", "perhaps"),
+        ("limits", '{"max_client_tools": "few"}'),
+    ],
+)
+def test_a_bad_value_is_named_with_its_setting(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """The line begins with the setting and shows what was found, from the environment as from a flag."""
+    monkeypatch.setenv(f"AGENT_SERVICE_{name.upper()}", value)
+    text = problem()
+    assert text.startswith(name)
+    assert (value if name != "limits" else "few") in text
+    assert "\n" not in text
+    if name != "limits":
+        monkeypatch.delenv(f"AGENT_SERVICE_{name.upper()}")
+        assert problem(**{name: value}) == text
+
+
+def test_limits_that_are_no_json_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value that cannot be read at all is an error of that setting, too, and not a crash."""
+    monkeypatch.setenv("AGENT_SERVICE_LIMITS", "{many")
+    assert problem().startswith("limits: ")
+    monkeypatch.setenv("AGENT_SERVICE_LIMITS", "7")
+    assert problem().startswith("limits: ")
+
+
+def test_all_bad_values_are_named_at_once() -> None:
+    """One line per problem."""
+    lines = problem(port="x", log_format="xml").splitlines()
+    assert [line.split(":")[0] for line in lines] == ["port", "log_format"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
+def test_loopback_needs_no_flag(host: str) -> None:
+    """Only this host can connect."""
+    assert load_settings(host=host).loopback
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.com", "127.0.0.1.example.com", ""])
+def test_another_address_needs_the_flag(host: str) -> None:
+    """There is neither TLS nor authentication: whoever opens the port to others must say so."""
+    assert "--insecure-any-address" in problem(host=host)
+    assert not load_settings(host=host, insecure_any_address=True).loopback
+
+
+def test_the_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in the settings' text nor in what is said about another setting."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    assert "sk-secret" not in repr(load_settings())
+    assert "sk-secret" not in problem(port="x")
+
+
+def test_memory_is_no_file() -> None:
+    """'memory' keeps nothing; any other text is a path."""
+    assert load_settings(store="memory").store_path is None
+    assert load_settings(store="./memory").store_path == Path("memory")
