@@ -280,8 +280,8 @@ async def test_a_write_that_the_database_refuses_leaves_nothing_of_itself(path: 
         assert len(kept.told) == told
 
 
-async def test_a_commit_that_fails_acknowledges_and_publishes_nothing(path: Path) -> None:
-    """Each write of the batch is told that the store is unavailable, and none of them is in the file."""
+async def test_a_commit_that_fails_is_repeated_write_by_write(path: Path) -> None:
+    """The write that makes it fail is told that the store is unavailable, and not published; its neighbour is stored."""
     orphan = "INSERT INTO receipts VALUES (4711, 'req', 1, '{}')"
     kept_row = "INSERT INTO conversations (tenant, conversation_id, create_time) VALUES ('t', 'c', 1)"
     told: list[object] = []
@@ -303,14 +303,26 @@ async def test_a_commit_that_fails_acknowledges_and_publishes_nothing(path: Path
     await asyncio.sleep(0)
     release.set()
     assert await first
-    for write in (good, bad):
-        with pytest.raises(AgentServiceError, match="unavailable") as failed:
-            await write
-        assert failed.value.reason is Reason.STORE_UNAVAILABLE
-    assert told == []
-    assert sql(path, "SELECT count(*) FROM conversations") == [(0,)]
-    assert await writer.run(lambda db: db.execute(kept_row).rowcount, told.append) == 1
+    with pytest.raises(AgentServiceError, match="unavailable") as failed:
+        await bad
+    assert failed.value.reason is Reason.STORE_UNAVAILABLE
+    assert await good == 1
     assert told == [1]
+    assert sql(path, "SELECT count(*) FROM conversations") == [(1,)]
+    assert sql(path, "SELECT count(*) FROM receipts") == [(0,)]
+    await writer.close()
+
+
+async def test_a_publisher_that_fails_leaves_nobody_waiting(path: Path) -> None:
+    """What was committed is acknowledged, and the other writes of the batch are, too."""
+    writer = SqliteThread(open_database(path), "writer", begin="BEGIN IMMEDIATE")
+
+    def fail(result: int) -> None:
+        raise RuntimeError("broken publisher")
+
+    first = writer.run(lambda db: 1, fail)
+    second = writer.run(lambda db: 2)
+    assert await asyncio.gather(first, second) == [1, 2]
     await writer.close()
 
 

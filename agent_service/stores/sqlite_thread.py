@@ -16,7 +16,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
+import structlog
+
 from agent_service.stores.errors import unavailable
+
+log = structlog.get_logger()
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
@@ -167,13 +171,21 @@ class SqliteThread:
         return batch, True
 
     def _execute(self, batch: list[_Job]) -> None:
+        """One transaction for all; if that fails in the middle, one for each, so that none fails for its neighbours."""
+        begun = False
         try:
             self._connection.execute(self._begin)
+            begun = True
             for job in batch:
                 self._attempt(job)
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._roll_back()
+            if begun and len(batch) > 1:
+                for job in batch:
+                    job.error = None
+                    self._execute([job])
+                return
             for job in batch:
                 job.error = job.error or unavailable(str(error))
 
@@ -198,7 +210,10 @@ class SqliteThread:
 def _complete(batch: list[_Job]) -> None:
     for job in batch:
         if job.error is None and job.done is not None:
-            job.done(job.result)
+            try:
+                job.done(job.result)
+            except Exception:  # It is committed, and those who wait for the rest of the batch must hear of theirs.
+                log.exception("store.publish_failed")
         if job.future.done():
             continue
         if job.error is not None:
