@@ -322,7 +322,7 @@ async def test_a_publisher_that_fails_leaves_nobody_waiting(path: Path) -> None:
 
     first = writer.run(lambda db: 1, fail)
     second = writer.run(lambda db: 2)
-    assert await asyncio.gather(first, second) == [1, 2]
+    assert list(await asyncio.gather(first, second)) == [1, 2]
     await writer.close()
 
 
