@@ -10,8 +10,8 @@ import pytest
 from agentrpc.v1 import run_service_pb2, runs_pb2, tools_pb2
 
 from tests.modes import MODES, resume, start
-from tests.scripted_openai import Reply, Request, calls, says
-from tests.server_tools import executions
+from tests.scripted_openai import Gate, Reply, Request, calls, says
+from tests.server_tools import executions, hold_gates
 from tests.service import SECRET, kinds, refusal, returned, scripted, step, submit
 
 pytestmark = pytest.mark.anyio
@@ -205,6 +205,29 @@ async def test_a_mixed_batch_runs_server_calls_then_pauses_then_runs_what_was_ap
         assert [executions[call.tool_call_id] for call in all_calls] == [1, 0, 1, 1, 1]
         assert upstream.request_count == 2
         upstream.check_histories()
+
+
+async def test_an_approval_given_while_the_server_works_waits_for_the_other_decisions(store: str) -> None:
+    """A call approved during a sibling's execution does not run before every call of the batch is decided."""
+    batch = calls(("hold", {}), ("delete_file", {"path": "/a"}), ("delete_file", {"path": "/b"}))
+    async with scripted([batch, says("Done.")], store, tools="tests.server_tools") as (client, upstream):
+        gate = hold_gates["run-1"] = Gate()
+        starting = asyncio.ensure_future(client.ask("All.", run_id="run-1"))
+        await gate.reached(1)
+        first, second = (await client.run("run-1")).pending_tool_calls
+        early = await client.answer("run-1", approvals=[approve(first)], background=True)
+        assert list(early.receipt.remaining) == [second]
+        gate.open()
+        await starting
+        log = await client.watch("run-1", early.run.last_sequence, stop_at=run_service_pb2.STOP_AT_NEXT_STOP)
+        assert list(log[-1].run_stopped.remaining) == [second]
+        paused = await client.run("run-1")
+        assert (paused.status, list(paused.pending_tool_calls)) == (runs_pb2.RUN_STATUS_PAUSED, [second])
+        assert executions[first.tool_call_id] == 0
+        done = await client.answer("run-1", approvals=[approve(second)])
+        assert done.run.status == runs_pb2.RUN_STATUS_COMPLETED
+        assert executions[first.tool_call_id] == executions[second.tool_call_id] == 1
+        assert upstream.requests[1].new_returns == ["held", "deleted /a", "deleted /b"]
 
 
 async def test_a_paused_batch_waits_for_every_kind(store: str) -> None:

@@ -281,7 +281,7 @@ async def test_a_write_that_the_database_refuses_leaves_nothing_of_itself(path: 
 
 
 async def test_a_commit_that_fails_is_repeated_write_by_write(path: Path) -> None:
-    """The write that makes it fail is told that the store is unavailable, and not published; its neighbour is stored."""
+    """The write that makes it fail is told that the store is unavailable; its neighbour is stored and published."""
     orphan = "INSERT INTO receipts VALUES (4711, 'req', 1, '{}')"
     kept_row = "INSERT INTO conversations (tenant, conversation_id, create_time) VALUES ('t', 'c', 1)"
     told: list[object] = []

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from agentrpc.v1 import agent_service_pb2 as pb
-from agentrpc.v1 import events_pb2, messages_pb2, run_service_pb2
+from agentrpc.v1 import events_pb2, messages_pb2, run_service_pb2, run_service_pb2_grpc
 
 from tests.scripted_openai import Gate, breaks_off, calls, gated, says, silent
 from tests.service import SECRET, Client, durable, event_kinds, refusal, returned, scripted, step, submit
@@ -347,9 +347,15 @@ async def test_a_watcher_that_does_not_read_never_slows_the_run(store: str) -> N
     Only a few events wait for it on the server meanwhile.
     """
     long, gate = ["🙂" * 100] * 3000, Gate()
-    async with scripted([gated(says(long), gate)], store, limits={"watcher_queue_events": 8}) as (client, _):
+    # A connection that takes 64 KiB before its client reads, and never more.
+    narrow = [("grpc.enable_http_proxy", 0), ("grpc.http2.bdp_probe", 0)]
+    async with (
+        scripted([gated(says(long), gate)], store, limits={"watcher_queue_events": 8}) as (client, _),
+        grpc.aio.insecure_channel(client.target, options=narrow) as channel,
+    ):
         run_id = await begin(client)
-        stalled = watching(client, run_id)
+        request = run_service_pb2.WatchRunRequest(run_id=run_id, stream_tokens=True)
+        stalled = Watcher(run_service_pb2_grpc.RunServiceStub(channel).WatchRun(request, timeout=30))
         await stalled.until(lambda w: "live" in event_kinds(w.events))
         gate.open()
         async with asyncio.timeout(20):
