@@ -191,9 +191,7 @@ class TestReflection:
             request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
             response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
         )
-        call = method(iter([reflection_pb2.ServerReflectionRequest(**question)]))
-        answer = await call.read()
-        call.cancel()
+        (answer,) = [answer async for answer in method(iter([reflection_pb2.ServerReflectionRequest(**question)]))]
         return answer
 
     async def test_all_services_are_listed(self, client: Client, version: str) -> None:
