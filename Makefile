@@ -5,7 +5,7 @@
 BIN = .venv/bin
 
 .DEFAULT_GOAL = help
-.PHONY: help demo serve test check format proto docs dev clean
+.PHONY: help demo serve test interop check format proto protoset baseline docs dev clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -21,15 +21,20 @@ serve: ## run the service, with the local model unless OPENAI_API_KEY or OPENAI_
 test: dev ## run the tests
 	$(BIN)/pytest $(ARGS)
 
-check: dev ## check format, lint, types, layers of imports, protos and that generated code is up to date
+interop: dev ## run the clients of examples/ in Python, Go, TypeScript and Java; name some in ARGS to run only these
+	@scripts/interop.sh $(ARGS)
+
+check: dev ## check format, lint, types, layers of imports, protos, compatibility and that what is generated is up to date
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
+	$(BIN)/buf breaking --against proto/baseline.binpb
 	scripts/proto.sh --check
 	$(BIN)/python scripts/settings_table.py --check
+	$(BIN)/python scripts/errors_page.py --check
 
 format: dev ## format the code and the protos, and fix what lint can fix
 	$(BIN)/ruff check --fix .
@@ -39,8 +44,15 @@ format: dev ## format the code and the protos, and fix what lint can fix
 proto: dev ## generate generated/ from proto/
 	scripts/proto.sh
 
-docs: dev ## write the table of settings into docs/
+protoset: dev ## write the contract's descriptors with comments for grpcurl -protoset, and say where
+	@scripts/proto.sh --protoset
+
+baseline: dev ## make the present contract the one that later changes must be compatible with (at a release)
+	$(BIN)/buf build --exclude-source-info -o proto/baseline.binpb
+
+docs: dev ## write the table of settings and the page of errors into docs/
 	$(BIN)/python scripts/settings_table.py
+	$(BIN)/python scripts/errors_page.py
 
 dev: ## install the development tools into .venv
 	@scripts/bootstrap.sh dev

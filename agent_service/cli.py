@@ -21,6 +21,10 @@ def main(argv: list[str] | None = None) -> int:
         from agent_service.demo import run_demo
 
         return run_demo(**arguments)
+    if command == "chat":
+        from agent_service.chat import run_chat
+
+        return run_chat(**arguments)
     return _serve(arguments)
 
 
@@ -35,6 +39,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     about = "Runs the service until it is told to stop."
     _add_serve_flags(commands.add_parser("serve", help="run the service", description=about))
+    chat = commands.add_parser("chat", help="talk to an agent in the terminal")
+    chat.add_argument("--target", default="127.0.0.1:50051", help="address of the service (127.0.0.1:50051)")
+    chat.add_argument("--agent", default="", help="id of the agent (the server's default)")
+    chat.add_argument("--conversation", default="", help="id of the conversation to continue (a new one)")
     demo = commands.add_parser("demo", help="watch an agent call a tool, pause, resume and remember")
     demo.add_argument("--keep", metavar="PATH", help="keep the SQLite file here instead of a temporary one")
     return parser
@@ -55,6 +63,7 @@ def _add_serve_flags(serve: argparse.ArgumentParser) -> None:
     )
     serve.add_argument("--store", help="path of the SQLite file, or 'memory' (agent-service.sqlite3)")
     serve.add_argument("--model", help="model name (the only one the endpoint lists)")
+    serve.add_argument("--agents-file", help="TOML file of agents")
     serve.add_argument("--tools", help="server tools: module paths, comma-separated")
     serve.add_argument("--log-level", help="debug, info, warning or error (info)")
     serve.add_argument("--log-format", help="console, json or auto (auto)")
@@ -81,7 +90,15 @@ def _serve(flags: dict[str, object]) -> int:
     from agent_service.tools import ToolLoadError
     from agent_service.transport.server import BindError
 
-    known = (wiring.StartError, LocalModelMissingError, LocalModelFailedError, SchemaError, ToolLoadError, BindError)
+    known = (
+        SettingsError,
+        wiring.StartError,
+        LocalModelMissingError,
+        LocalModelFailedError,
+        SchemaError,
+        ToolLoadError,
+        BindError,
+    )
     try:
         asyncio.run(wiring.serve(settings, _ready))
     except known as error:

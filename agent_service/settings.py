@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     store: str = Field(
         "agent-service.sqlite3", min_length=1, description="Path of the SQLite file, or 'memory' to keep nothing."
     )
+    store_busy_seconds: float = Field(
+        5.0, gt=0, description="How long a call waits for another program that holds the SQLite file."
+    )
     model: str = Field("", description="Model name; empty means the only one the endpoint lists.")
     openai_api_key: SecretStr = Field(
         SecretStr(""), validation_alias="OPENAI_API_KEY", description="Key of the model endpoint."
@@ -62,6 +65,9 @@ class Settings(BaseSettings):
     model_connect_seconds: float = Field(10.0, gt=0, description="Time for a connection to the model endpoint.")
     model_silence_seconds: float = Field(300.0, gt=0, description="Longest silence of the model endpoint.")
     instructions: str = Field(DEFAULT_INSTRUCTIONS, description="System prompt of the default agents.")
+    agents_file: Path | None = Field(
+        None, description="TOML file of agents, besides or in place of the built-in 'default' and 'responder'."
+    )
     tools: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Server tools: module paths 'package.module' or 'package.module:function', comma-separated."
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from agent_service.agents_file import read_agents
 from agent_service.domain.errors import Reason
 from agent_service.domain.event import Event
 from agent_service.domain.run import AgentDefinition, AgentKind, RunError
@@ -20,7 +21,8 @@ from agent_service.engine.commands import Caller
 from agent_service.engine.context import Contexts
 from agent_service.engine.hub import Hub
 from agent_service.engine.loop import Parts
-from agent_service.engine.model import ModelError, ToolMode
+from agent_service.engine.model import ModelClient, ModelError, ToolMode
+from agent_service.engine.registry import Registry
 from agent_service.engine.runs import Runs
 from agent_service.engine.store import Publish, RunStore
 from agent_service.engine.supervisor import Supervisor
@@ -29,7 +31,9 @@ from agent_service.models.endpoint import Timeouts
 from agent_service.models.openai_chat import OpenAIChatModel
 from agent_service.settings import Settings
 from agent_service.stores.memory import MemoryStore
+from agent_service.stores.memory_registry import MemoryRegistry
 from agent_service.stores.sqlite import SqliteStore
+from agent_service.stores.sqlite_registry import SqliteRegistry
 from agent_service.tools import load_tools
 from agent_service.transport.server import Server
 
@@ -48,7 +52,7 @@ class StartError(Exception):
 class Endpoint:
     """Where the model is. `name` is the model's."""
 
-    client: OpenAIChatModel
+    client: ModelClient
     name: str
     where: str
 
@@ -95,7 +99,7 @@ async def _external(settings: Settings) -> Endpoint:
     return Endpoint(client, settings.model or await _only_model(client, where), where)
 
 
-async def _only_model(client: OpenAIChatModel, where: str) -> str:
+async def _only_model(client: ModelClient, where: str) -> str:
     try:
         models = await client.list_models()
     except ModelError as error:
@@ -110,25 +114,34 @@ async def _only_model(client: OpenAIChatModel, where: str) -> str:
     return models[0]
 
 
-def _open_store(settings: Settings, publish: Publish) -> RunStore:
+def _open_store(settings: Settings, publish: Publish) -> tuple[RunStore, Registry]:
     path = settings.store_path
     if path is None:
-        return MemoryStore(publish=publish, clock=time.time_ns, new_id=new_id)
-    return SqliteStore(path, publish=publish, clock=time.time_ns, new_id=new_id)
-
-
-def _definitions(settings: Settings, model: str, server_tools: tuple[str, ...]) -> tuple[AgentDefinition, ...]:
-    return (
-        AgentDefinition("default", AgentKind.LLM, settings.instructions, model, server_tools),
-        AgentDefinition("responder", AgentKind.RESPONDER, settings.instructions, model),
+        memory = MemoryStore(publish=publish, clock=time.time_ns, new_id=new_id)
+        return memory, MemoryRegistry(memory, time.time_ns)
+    sqlite = SqliteStore(
+        path, publish=publish, clock=time.time_ns, new_id=new_id, busy_seconds=settings.store_busy_seconds
     )
+    return sqlite, SqliteRegistry(sqlite, time.time_ns)
+
+
+def _configured_agents(settings: Settings, server_tools: tuple[str, ...]) -> tuple[AgentDefinition, ...]:
+    """The default one, then those of the file and the built-in ones whose ids are free."""
+    built_in = (
+        AgentDefinition("default", AgentKind.LLM, settings.instructions, server_tools=server_tools),
+        AgentDefinition("responder", AgentKind.RESPONDER, settings.instructions),
+    )
+    named, marked = read_agents(settings.agents_file, server_tools) if settings.agents_file else ((), "")
+    taken = {definition.agent_id for definition in named}
+    agents = (*named, *(definition for definition in built_in if definition.agent_id not in taken))
+    return tuple(sorted(agents, key=lambda definition: definition.agent_id != (marked or "default")))
 
 
 @asynccontextmanager
 async def service(settings: Settings, endpoint: Endpoint) -> AsyncIterator[Server]:
     """A running server on this store and model; stops cleanly at the end of the block.
 
-    Raises SchemaError, ToolLoadError or BindError.
+    Raises SettingsError, SchemaError, ToolLoadError or BindError.
     """
     limits = settings.limits
     tools = load_tools(
@@ -144,16 +157,18 @@ async def service(settings: Settings, endpoint: Endpoint) -> AsyncIterator[Serve
             observe(tenant, events)
         hub.publish(tenant, run_id, events)
 
-    store = _open_store(settings, publish)
+    configured = _configured_agents(settings, tools.names)
+    store, registry = _open_store(settings, publish)
     try:
         contexts = Contexts(store, limits.context_cache_bytes)
         observers.append(contexts.observe)
         parts = Parts(store, hub, contexts, {endpoint.client.name: endpoint.client}, tools, limits, new_id)
         runs = Runs(parts, Supervisor(_crashed), owner=new_id("process"), heartbeat=settings.heartbeat_seconds)
-        agents = Agents(_definitions(settings, endpoint.name, tools.names), runs, endpoint.client.name)
+        agents = Agents(configured, registry, runs, provider=endpoint.client.name, default_model=endpoint.name)
         server = Server(
             f"{_bracketed(settings.host)}:{settings.port}",
             agents=agents,
+            registry=registry,
             runs=runs,
             limits=limits,
             caller=Caller(DEFAULT_TENANT),

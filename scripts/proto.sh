@@ -1,9 +1,11 @@
 #!/bin/sh
-# Generates the Python code of proto/ into generated/; with --check, only tells whether generated/ is up to date.
+# Generates the Python code and the descriptors of proto/ into generated/; with --check, only tells whether generated/
+# is up to date; with --protoset, writes only the descriptors.
 set -eu
 
 cd "$(dirname "$0")/.."
 PATH=$PWD/.venv/bin:$PATH # the mypy plugins of protoc are found there
+protoset=agentrpc/v1/agentrpc.binpb
 
 generate() {
     python -m grpc_tools.protoc -Iproto \
@@ -14,7 +16,24 @@ generate() {
     for module in "$1"/agentrpc/v1/*_pb2_grpc.py; do
         grep -q '^class .*Stub' "$module" || rm "$module" "${module}i"
     done
+    describe "$1"
 }
+
+# The whole contract with its comments, for tools that cannot or shall not ask the server: grpcurl -protoset FILE. The
+# error details are in it, too, so that such tools can show them.
+describe() {
+    mkdir -p "$1/agentrpc/v1"
+    google=$(python -c 'import google.rpc.error_details_pb2 as e; print(e.__file__)')
+    python -m grpc_tools.protoc -Iproto -I"${google%/google/rpc/*}" \
+        --include_imports --include_source_info --descriptor_set_out="$1/$protoset" \
+        proto/agentrpc/v1/*.proto google/rpc/error_details.proto
+}
+
+if [ "${1:-}" = --protoset ]; then
+    describe generated
+    echo "generated/$protoset"
+    exit
+fi
 
 fresh=$(mktemp -d)
 trap 'rm -rf "$fresh"' EXIT

@@ -25,7 +25,7 @@ def table() -> str:
 
 
 def _default(value: object) -> str:
-    if hasattr(value, "get_secret_value") or value in ("", ()):
+    if hasattr(value, "get_secret_value") or value in (None, "", ()):
         return ""
     if hasattr(value, "max_request_bytes"):
         return "see GetServerInfo"

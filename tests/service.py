@@ -14,6 +14,9 @@ from agentrpc.v1 import (
     agent_registry_service_pb2_grpc,
     agent_service_pb2,
     agent_service_pb2_grpc,
+    agents_pb2,
+    inbox_service_pb2,
+    inbox_service_pb2_grpc,
     messages_pb2,
     run_service_pb2,
     run_service_pb2_grpc,
@@ -31,6 +34,7 @@ from tests.scripted_openai import ScriptedOpenAI
 if TYPE_CHECKING:
     from agentrpc.v1.agent_registry_service_pb2_grpc import AgentRegistryServiceAsyncStub
     from agentrpc.v1.agent_service_pb2_grpc import AgentServiceAsyncStub
+    from agentrpc.v1.inbox_service_pb2_grpc import InboxServiceAsyncStub
     from agentrpc.v1.run_service_pb2_grpc import RunServiceAsyncStub
     from agentrpc.v1.server_service_pb2_grpc import ServerServiceAsyncStub
 
@@ -54,6 +58,7 @@ class Client:
     runs: RunServiceAsyncStub
     registry: AgentRegistryServiceAsyncStub
     server: ServerServiceAsyncStub
+    inbox: InboxServiceAsyncStub
 
     async def ask(self, text: str, *tools: tools_pb2.ClientToolSchema, **fields: Any) -> agent_service_pb2.StepResponse:
         """A Step with one user message."""
@@ -71,6 +76,36 @@ class Client:
         """ListMessages, all of them."""
         request = agent_registry_service_pb2.ListMessagesRequest(conversation_id=conversation_id, page_size=1000)
         return list((await self.registry.ListMessages(request)).messages)
+
+    async def cancel(self, run_id: str) -> runs_pb2.Run:
+        """CancelRun."""
+        return (await self.runs.CancelRun(run_service_pb2.CancelRunRequest(run_id=run_id))).run
+
+    async def delete(self, run_id: str) -> None:
+        """DeleteRun."""
+        await self.runs.DeleteRun(run_service_pb2.DeleteRunRequest(run_id=run_id))
+
+    async def list_runs(self, **fields: Any) -> run_service_pb2.ListRunsResponse:
+        """One page of ListRuns."""
+        return await self.runs.ListRuns(run_service_pb2.ListRunsRequest(**fields))
+
+    async def waiting(self, **fields: Any) -> inbox_service_pb2.ListPendingToolCallsResponse:
+        """One page of ListPendingToolCalls."""
+        return await self.inbox.ListPendingToolCalls(inbox_service_pb2.ListPendingToolCallsRequest(**fields))
+
+    async def create_agent(self, agent_id: str, **fields: Any) -> agents_pb2.Agent:
+        """CreateAgent."""
+        agent = agents_pb2.Agent(agent_id=agent_id, **fields)
+        return (await self.registry.CreateAgent(agent_registry_service_pb2.CreateAgentRequest(agent=agent))).agent
+
+    async def get_agent(self, agent_id: str) -> agents_pb2.Agent:
+        """GetAgent."""
+        return (await self.registry.GetAgent(agent_registry_service_pb2.GetAgentRequest(agent_id=agent_id))).agent
+
+    async def get_conversation(self, conversation_id: str) -> agents_pb2.Conversation:
+        """GetConversation."""
+        request = agent_registry_service_pb2.GetConversationRequest(conversation_id=conversation_id)
+        return (await self.registry.GetConversation(request)).conversation
 
     async def watch(self, run_id: str, after: int = 0, **fields: Any) -> list[Any]:
         """The events of a WatchRun that ends by itself."""
@@ -165,6 +200,7 @@ async def connected(target: str) -> AsyncIterator[Client]:
             run_service_pb2_grpc.RunServiceStub(channel),
             agent_registry_service_pb2_grpc.AgentRegistryServiceStub(channel),
             server_service_pb2_grpc.ServerServiceStub(channel),
+            inbox_service_pb2_grpc.InboxServiceStub(channel),
         )
 
 

@@ -33,6 +33,7 @@ RUN_REASONS = frozenset(
         Reason.INVALID_TOOL_CALLS,
         Reason.NO_TOOL_CALL,
         Reason.SERVER_STOPPED,
+        Reason.RUN_TIMED_OUT,
     }
 )
 """Reasons of failed runs, which no call is refused for."""

@@ -14,9 +14,13 @@ from agentrpc.v1 import (
     agent_registry_service_pb2_grpc,
     agent_service_pb2,
     agent_service_pb2_grpc,
+    agents_pb2,
     content_pb2,
     errors_pb2,
     events_pb2,
+    inbox_service_pb2,
+    inbox_service_pb2_grpc,
+    lists_pb2,
     messages_pb2,
     run_service_pb2,
     run_service_pb2_grpc,
@@ -33,11 +37,12 @@ from grpc_reflection.v1alpha import reflection_pb2
 from agent_service.domain.errors import Reason
 from agent_service.domain.event import DURABLE_TYPES, RunCause
 from agent_service.domain.message import MessageType
-from agent_service.domain.run import RunStatus, StopReason
+from agent_service.domain.run import AgentKind, RunStatus, StopReason
 from agent_service.domain.tool import Outcome, PendingKind, ToolChoiceMode
 from agent_service.engine.limits import Limits
 from agent_service.transport import server
 from agent_service.transport.agent_servicer import AgentServicer
+from agent_service.transport.inbox_servicer import InboxServicer
 from agent_service.transport.registry_servicer import AgentRegistryServicer
 from agent_service.transport.run_servicer import RunServicer
 from agent_service.transport.server_servicer import ServerServicer
@@ -50,9 +55,12 @@ PACKAGE = "agentrpc.v1"
 MODULES: tuple[Any, ...] = (
     agent_registry_service_pb2,
     agent_service_pb2,
+    agents_pb2,
     content_pb2,
     errors_pb2,
     events_pb2,
+    inbox_service_pb2,
+    lists_pb2,
     messages_pb2,
     run_service_pb2,
     runs_pb2,
@@ -63,6 +71,7 @@ SERVICERS: dict[str, tuple[type, type]] = {
     "AgentService": (AgentServicer, agent_service_pb2_grpc.AgentServiceServicer),
     "RunService": (RunServicer, run_service_pb2_grpc.RunServiceServicer),
     "AgentRegistryService": (AgentRegistryServicer, agent_registry_service_pb2_grpc.AgentRegistryServiceServicer),
+    "InboxService": (InboxServicer, inbox_service_pb2_grpc.InboxServiceServicer),
     "ServerService": (ServerServicer, server_service_pb2_grpc.ServerServiceServicer),
 }
 SERVICES = [service for module in MODULES for service in module.DESCRIPTOR.services_by_name.values()]
@@ -104,6 +113,7 @@ def test_every_rpc_has_messages_of_its_own(method: MethodDescriptor) -> None:
 
 
 TWINS: dict[str, Any] = {
+    "AgentKind": AgentKind,
     "RunStatus": RunStatus,
     "StopReason": StopReason,
     "RunCause": RunCause,
@@ -118,6 +128,7 @@ ONLY_IN_REQUESTS = {
     "StopAt": {"final", "next_stop"},
     "Role": {"user", "system"},
     "ToolReturnStatus": {"success", "error"},
+    "SortOrder": {"ascending", "descending"},
 }
 
 

@@ -80,10 +80,10 @@ def test_each_stop_reason_has_its_status(reason: StopReason) -> None:
         assert status_of(reason, REFUSED) is RunStatus.FAILED
 
 
-def test_statuses_that_end_a_run_and_those_that_block_a_conversation() -> None:
-    """Four are final; running and paused block; an interrupted run does neither."""
+def test_statuses_that_end_a_run_and_those_that_are_active() -> None:
+    """Four are final; queued, running and paused runs are active; an interrupted run is neither."""
     assert {s.value for s in RunStatus if s.terminal} == {"completed", "failed", "cancelled", "expired"}
-    assert {s.value for s in RunStatus if s.busy} == {"running", "paused"}
+    assert {s.value for s in RunStatus if s.active} == {"queued", "running", "paused"}
 
 
 def test_a_start_begins_to_run_at_once() -> None:

@@ -30,6 +30,7 @@ def test_the_wheel_holds_code_stubs_types_and_the_schema(wheel: Path) -> None:
         "agent_service/py.typed",
         "agent_service/stores/schema.sql",
         "agentrpc/py.typed",
+        "agentrpc/v1/agentrpc.binpb",
         "agentrpc/v1/agent_service_pb2.py",
         "agentrpc/v1/agent_service_pb2.pyi",
         "agentrpc/v1/agent_service_pb2_grpc.py",

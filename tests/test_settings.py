@@ -43,6 +43,8 @@ def test_every_setting_but_the_endpoint_has_the_same_prefix(monkeypatch: pytest.
         "model_connect_seconds": ("1.5", 1.5),
         "model_silence_seconds": ("7", 7.0),
         "instructions": ("Be brief.", "Be brief."),
+        "agents_file": ("agents.toml", Path("agents.toml")),
+        "store_busy_seconds": ("0.5", 0.5),
         "tools": (" a.b, c:d ,", ("a.b", "c:d")),
         "tool_timeout_seconds": ("3", 3.0),
         "heartbeat_seconds": ("2", 2.0),

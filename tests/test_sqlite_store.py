@@ -178,14 +178,14 @@ _FORBIDDEN = {
     "a revived run": ("UPDATE runs SET status = 'running' WHERE status = 'completed'", "terminal run never changes"),
     "a second end": ("UPDATE runs SET status = 'failed' WHERE status = 'completed'", "terminal run never changes"),
     "a second busy run": (
-        "INSERT INTO runs SELECT run_key + 100, tenant, 'run_9', conversation_key, pin_key, 'running', epoch, owner, "
-        "lease_expire_time, pause_expire_time, last_sequence, create_time, codec, body FROM runs "
+        "INSERT INTO runs SELECT run_key + 100, tenant, 'run_9', conversation_key, pin_key, agent_id, 'running', "
+        "epoch, owner, lease_expire_time, pause_expire_time, last_sequence, create_time, codec, body FROM runs "
         "WHERE status = 'paused'",
         "UNIQUE",
     ),
     "the same run twice": (
-        "INSERT INTO runs SELECT run_key + 100, tenant, run_id, conversation_key, pin_key, status, epoch, owner, "
-        "lease_expire_time, pause_expire_time, last_sequence, create_time, codec, body FROM runs LIMIT 1",
+        "INSERT INTO runs SELECT run_key + 100, tenant, run_id, conversation_key, pin_key, agent_id, status, epoch, "
+        "owner, lease_expire_time, pause_expire_time, last_sequence, create_time, codec, body FROM runs LIMIT 1",
         "UNIQUE",
     ),
     "the same number twice": ("INSERT INTO events SELECT * FROM events WHERE sequence = 1 LIMIT 1", "UNIQUE"),

@@ -212,7 +212,7 @@ async def test_unknown_agents_and_conversations_are_not_found(store: str, mode: 
     async with scripted([], store) as (client, _):
         refused = await refusal(start(client, mode, step("Hello?", agent_id="sales", run_id="run-1")))
         assert (refused.code, refused.reason) == ("NOT_FOUND", "AGENT_NOT_FOUND")
-        assert refused.message == "agent_id: no agent 'sales'; known: default, responder"
+        assert refused.message == "agent_id: no agent 'sales'; configured: default, responder; ListAgents shows all"
         refused = await refusal(start(client, mode, step("Hello?", conversation_id="conv-9", run_id="run-1")))
         assert (refused.code, refused.reason) == ("NOT_FOUND", "CONVERSATION_NOT_FOUND")
         assert refused.message == "conversation_id: no conversation 'conv-9'; leave it empty to begin one"

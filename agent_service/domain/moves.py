@@ -106,9 +106,9 @@ def begin(draft: Draft, inputs: tuple[InputContent, ...], owner: str) -> None:
     """A new run: its input is stored and it starts at once."""
     run = draft.run
     draft.emit(RunAccepted(run.conversation_id, run.agent_id, run.overridden_tools))
-    for content in inputs:
-        draft.add_message(content)
-    draft.run = replace(draft.run, status=RunStatus.RUNNING, epoch=run.epoch + 1, owner=owner)
+    positions = [draft.add_message(content).position for content in inputs]
+    draft.run = replace(draft.run, first_position=positions[0] if positions else 0)
+    _run_under(draft, owner)
     draft.emit(RunStarted(draft.run.epoch, RunCause.START))
 
 
@@ -158,6 +158,8 @@ def cancel(draft: Draft, stop_reason: StopReason = StopReason.CANCELLED) -> None
 
 def fail(draft: Draft, stop_reason: StopReason, error: RunError, attempts: int = 0) -> None:
     """Stops the run by an error: interrupted if it is retryable (open calls stay open), else failed for good."""
+    if draft.run.status is not RunStatus.RUNNING:
+        return
     draft.run = replace(draft.run, model_attempts=draft.run.model_attempts + attempts)
     if not error.retryable:
         close_calls(draft)
@@ -184,16 +186,18 @@ def abandon(draft: Draft) -> None:
 
 def resume(draft: Draft, cause: RunCause, owner: str) -> None:
     """A paused run goes on under a new owner."""
-    run = draft.run
-    draft.run = replace(run, status=RunStatus.RUNNING, stop_reason=None, epoch=run.epoch + 1, owner=owner)
+    _run_under(draft, owner)
     draft.emit(RunResumed(draft.run.epoch, cause))
 
 
 def stop(draft: Draft, stop_reason: StopReason, error: RunError | None = None) -> None:
     """Writes the stop: new status, and the event that ends the waiting of callers."""
     status = status_of(stop_reason, error)
+    ran = draft.now - draft.run.running_since if draft.run.running_since else 0
     draft.run = replace(
         draft.run,
+        running_time=draft.run.running_time + max(ran, 0),
+        running_since=0,
         status=status,
         stop_reason=stop_reason,
         error=error,
@@ -261,6 +265,18 @@ def close_calls(draft: Draft) -> None:
             settle(draft, call, Outcome.CANCELLED, CANCELLED_BEFORE)
 
 
+def _run_under(draft: Draft, owner: str) -> None:
+    run = draft.run
+    draft.run = replace(
+        run,
+        status=RunStatus.RUNNING,
+        stop_reason=None,
+        epoch=run.epoch + 1,
+        owner=owner,
+        running_since=draft.now,
+    )
+
+
 def _runnable(call: Call, batch: tuple[Call, ...]) -> bool:
     """Whether the server may start this call: approved ones wait until no decision of the batch is missing."""
     if call.state is CallState.PROPOSED:
@@ -303,6 +319,7 @@ def _record_calls(draft: Draft, step: StepRecord) -> None:
             arguments_json=planned.arguments_json,
             executor=planned.executor,
             state=CallState.PENDING if waits else CallState.PROPOSED,
+            pending_time=draft.now if waits else 0,
         )
         draft.put_call(call)
         if step.cut or planned.refusal:

@@ -27,9 +27,9 @@ class RunStatus(StrEnum):
         return self in _TERMINAL
 
     @property
-    def busy(self) -> bool:
-        """Keeps the conversation from taking another run."""
-        return self in (RunStatus.RUNNING, RunStatus.PAUSED)
+    def active(self) -> bool:
+        """Has more to come by itself or by its caller: QUEUED, RUNNING or PAUSED."""
+        return self in (RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.PAUSED)
 
 
 _TERMINAL = frozenset({RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.EXPIRED})
@@ -110,6 +110,12 @@ class Usage:
         )
 
 
+MESSAGE_TOOL = "send_message"
+"""The server tool that an agent speaks through, unless its definition names another."""
+MESSAGE_ARGUMENT = "message"
+"""The argument of that tool that holds the text."""
+
+
 class AgentKind(StrEnum):
     """Which Agent class a definition is for."""
 
@@ -119,13 +125,19 @@ class AgentKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AgentDefinition:
-    """An agent as configured: instructions, model and the names of its server tools."""
+    """An agent: instructions, model (empty means the server's default) and the names of its server tools.
+
+    Calls of `message_tool` are the agent's way to speak: its argument `message_argument` holds the text.
+    """
 
     agent_id: str
     kind: AgentKind
     instructions: str
-    model: str
+    model: str = ""
     server_tools: tuple[str, ...] = ()
+    description: str = ""
+    message_tool: str = MESSAGE_TOOL
+    message_argument: str = MESSAGE_ARGUMENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +157,9 @@ class Pinned:
     overridden_tools: tuple[str, ...] = ()
     tool_choice: ToolChoice = ToolChoice()
     parallel_tool_calls: bool | None = None
+    agent_revision: int = 0
+    message_tool: str = MESSAGE_TOOL
+    message_argument: str = MESSAGE_ARGUMENT
 
     def tool(self, name: str) -> ToolSchema | None:
         """The tool of this name, if there is one."""
@@ -157,6 +172,8 @@ class Run:
 
     `epoch` counts owners: a write of an owner is refused when another epoch is on the row. `invalid_steps` counts
     model answers in a row that held nothing but refused calls. `request_start_time` is the caller's clock.
+    `first_position` is the place of its first message. `run_timeout` (0 means none) and `running_time` are nanoseconds;
+    `running_since` is 0 unless it is RUNNING.
     """
 
     run_id: str
@@ -183,6 +200,11 @@ class Run:
     request_start_time: int = 0
     labels: dict[str, str] = field(default_factory=dict)
     overridden_tools: tuple[str, ...] = ()
+    agent_revision: int = 0
+    first_position: int = 0
+    run_timeout: int = 0
+    running_time: int = 0
+    running_since: int = 0
 
 
 @dataclass(frozen=True, slots=True)

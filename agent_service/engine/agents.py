@@ -1,42 +1,154 @@
-"""Which agents there are, and how one is made for a caller."""
+"""Which agents there are, those of the configuration and those made by calls, and how one is made for a caller."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import structlog
 
-from agent_service.domain.errors import AgentServiceError, Reason
-from agent_service.domain.run import AgentDefinition
+from agent_service.domain.errors import AgentServiceError, FieldViolation, Reason, invalid
+from agent_service.domain.registry import AgentRecord
+from agent_service.domain.run import AgentDefinition, AgentKind
 from agent_service.engine.agent import Agent
 from agent_service.engine.commands import Caller
 from agent_service.engine.llm_agent import AGENT_CLASSES
+from agent_service.engine.registry import Registry
 from agent_service.engine.runs import Runs
+
+Edit = Callable[[AgentDefinition], AgentDefinition]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownAgent:
+    """An agent as it is shown; `record` is None for one of the configuration."""
+
+    definition: AgentDefinition
+    record: AgentRecord | None = None
+    is_default: bool = False
 
 
 class Agents:
-    """The configured agents; the first is the default."""
+    """The agents of a server. The first configured one is the default; `default_model` is for those that name none."""
 
-    def __init__(self, definitions: Sequence[AgentDefinition], runs: Runs, provider: str) -> None:
-        self.definitions = tuple(definitions)
-        self._by_id = {definition.agent_id: definition for definition in definitions}
+    def __init__(
+        self,
+        configured: Sequence[AgentDefinition],
+        registry: Registry,
+        runs: Runs,
+        *,
+        provider: str,
+        default_model: str,
+    ) -> None:
+        self.configured = tuple(KnownAgent(d, None, d is configured[0]) for d in configured)
+        self.default_model = default_model
+        self._by_id = {agent.definition.agent_id: agent for agent in self.configured}
+        self._registry = registry
         self._runs = runs
         self._provider = provider
 
-    def get(self, agent_id: str, caller: Caller) -> Agent:
+    async def get(self, agent_id: str, caller: Caller) -> Agent:
         """The agent of this id, or the default one for an empty id. Raises AGENT_NOT_FOUND."""
-        definition = self._by_id.get(agent_id) if agent_id else self.definitions[0]
-        if definition is None:
-            known = ", ".join(self._by_id)
-            raise AgentServiceError(Reason.AGENT_NOT_FOUND, f"agent_id: no agent '{agent_id}'; known: {known}")
-        return self._make(definition, caller)
+        known = await self.look_up(agent_id, caller)
+        return self._make(known.definition, caller, known.record.revision if known.record else 0)
 
     async def of_run(self, run_id: str, caller: Caller) -> Agent:
         """The agent that a run was started with, as it was pinned. Raises RUN_NOT_FOUND."""
         pinned = await self._runs.parts.store.get_pinned(caller.tenant, run_id)
         return self._make(AgentDefinition(pinned.agent_id, pinned.kind, pinned.system_prompt, pinned.model), caller)
 
-    def _make(self, definition: AgentDefinition, caller: Caller) -> Agent:
+    async def look_up(self, agent_id: str, caller: Caller) -> KnownAgent:
+        """The agent of this id as it is now. Raises AGENT_NOT_FOUND."""
+        known = self._by_id.get(agent_id) if agent_id else self.configured[0]
+        if known is not None:
+            return known
+        try:
+            record = await self._registry.get_agent(caller.tenant, agent_id)
+        except AgentServiceError as error:
+            if error.reason is not Reason.AGENT_NOT_FOUND:
+                raise
+            listed = ", ".join(self._by_id)
+            text = f"agent_id: no agent '{agent_id}'; configured: {listed}; ListAgents shows all"
+            raise AgentServiceError(Reason.AGENT_NOT_FOUND, text) from None
+        return KnownAgent(record.definition, record)
+
+    async def create(self, definition: AgentDefinition, caller: Caller) -> KnownAgent:
+        """A new agent, or the present one if it equals. Raises AGENT_ID_REUSED."""
+        self._check_tools(definition)
+        if definition.agent_id in self._by_id:
+            raise AgentServiceError(
+                Reason.AGENT_ID_REUSED,
+                f"agent.agent_id: '{definition.agent_id}' is an agent of the server's configuration",
+                metadata={"agent_id": definition.agent_id},
+            )
+        record = await self._registry.create_agent(caller.tenant, definition)
+        return KnownAgent(record.definition, record)
+
+    async def update(self, agent_id: str, etag: str, edit: Edit, caller: Caller) -> KnownAgent:
+        """Changes an agent. Raises AGENT_NOT_FOUND, AGENT_READ_ONLY, ETAG_MISMATCH."""
+        self._check_writable(agent_id)
+
+        def change(record: AgentRecord) -> AgentDefinition:
+            record.expect(etag)
+            definition = edit(record.definition)
+            self._check_tools(definition)
+            return definition
+
+        record = await self._registry.update_agent(caller.tenant, agent_id, change)
+        return KnownAgent(record.definition, record)
+
+    async def delete(self, agent_id: str, etag: str, caller: Caller) -> None:
+        """Deletes an agent. Raises AGENT_NOT_FOUND, AGENT_READ_ONLY, ETAG_MISMATCH."""
+        self._check_writable(agent_id)
+        await self._registry.delete_agent(caller.tenant, agent_id, etag)
+
+    async def page(self, after: tuple[bool, str], limit: int, caller: Caller) -> tuple[KnownAgent, ...]:
+        """At most `limit` agents after one (made by a call?, id): the configured ones by id, then the others by id."""
+        stored_only, after_id = after
+        configured = sorted(self.configured, key=lambda agent: agent.definition.agent_id)
+        first = () if stored_only else tuple(a for a in configured if a.definition.agent_id > after_id)[:limit]
+        left = limit - len(first)
+        if not left:
+            return first
+        records = await self._registry.list_agents(caller.tenant, after_id if stored_only else "", left)
+        return (*first, *(KnownAgent(record.definition, record) for record in records))
+
+    def _check_writable(self, agent_id: str) -> None:
+        if agent_id in self._by_id:
+            raise AgentServiceError(
+                Reason.AGENT_READ_ONLY,
+                f"agent_id: '{agent_id}' comes from the server's configuration and cannot be changed by a call",
+                metadata={"agent_id": agent_id},
+            )
+
+    def _check_tools(self, definition: AgentDefinition) -> None:
+        """Raises INVALID_FIELD for tools that the agent cannot have."""
+        names, tools = definition.server_tools, self._runs.parts.tools
+        if definition.kind is AgentKind.RESPONDER and names:
+            text = "a responder has no tools; send none, or make an agent of kind LLM"
+            raise invalid(FieldViolation("agent.server_tools", text))
+        problems = []
+        for index, name in enumerate(names):
+            if tools.schema(name) is None:
+                text = f"no server tool '{name[:64]}'; known: {_listed(tools.names)}"
+            elif name in names[:index]:
+                text = f"'{name}' is named twice"
+            else:
+                continue
+            problems.append(FieldViolation(f"agent.server_tools[{index}]", text))
+        if problems:
+            raise invalid(*problems)
+
+    def _make(self, definition: AgentDefinition, caller: Caller, revision: int = 0) -> Agent:
         return AGENT_CLASSES[definition.kind](
-            definition, caller, structlog.get_logger(), runs=self._runs, provider=self._provider
+            replace(definition, model=definition.model or self.default_model),
+            caller,
+            structlog.get_logger(),
+            runs=self._runs,
+            provider=self._provider,
+            revision=revision,
         )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"

@@ -23,7 +23,8 @@ class Caller:
 class StartCommand:
     """Start a run. Empty ids are issued; empty `model` and `system_prompt` mean the agent's.
 
-    `request_start_time` is the caller's clock in Unix nanoseconds, 0 if not told. `path` is where the start stands in
+    `request_start_time` is the caller's clock in Unix nanoseconds, 0 if not told. `run_timeout` is in nanoseconds, 0
+    for none. `path` is where the start stands in
     the request, such as "step.", for the paths of errors.
     """
 
@@ -38,6 +39,7 @@ class StartCommand:
     system_prompt: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     request_start_time: int = 0
+    run_timeout: int = 0
     path: str = ""
 
     def digest(self, agent_id: str) -> str:

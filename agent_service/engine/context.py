@@ -91,6 +91,11 @@ class Contexts:
                         self._count(entry, entry.counted + _size(message))
         self._trim()
 
+    def forget(self, tenant: str, conversation_id: str) -> None:
+        """Drops what is cached of a conversation that was deleted."""
+        for key in list(self._keys.get((tenant, conversation_id), ())):
+            self._drop(key)
+
     async def _read(self, entry: _Entry, tenant: str, conversation_id: str, last_position: int) -> None:
         while entry.known < last_position:
             known = entry.known

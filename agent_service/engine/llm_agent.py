@@ -29,9 +29,17 @@ class LlmAgent(Agent):
     kind = AgentKind.LLM
 
     def __init__(
-        self, definition: AgentDefinition, caller: Caller, log: FilteringBoundLogger, *, runs: Runs, provider: str
+        self,
+        definition: AgentDefinition,
+        caller: Caller,
+        log: FilteringBoundLogger,
+        *,
+        runs: Runs,
+        provider: str,
+        revision: int = 0,
     ) -> None:
         super().__init__(definition, caller, log)
+        self._revision = revision
         self._runs = runs
         self._provider = provider
 
@@ -104,6 +112,8 @@ class LlmAgent(Agent):
             request_start_time=command.request_start_time,
             labels=command.labels,
             overridden_tools=pinned.overridden_tools,
+            agent_revision=self._revision,
+            run_timeout=command.run_timeout,
         )
         return NewRun(run, pinned, command.inputs, self._runs.owner, new_conversation=not command.conversation_id)
 
@@ -119,6 +129,9 @@ class LlmAgent(Agent):
             overridden_tools=overridden,
             tool_choice=command.tool_choice,
             parallel_tool_calls=command.parallel_tool_calls,
+            agent_revision=self._revision,
+            message_tool=self.definition.message_tool,
+            message_argument=self.definition.message_argument,
         )
 
     def _tools(self, client_tools: tuple[ToolSchema, ...]) -> tuple[tuple[ToolSchema, ...], tuple[str, ...]]:

@@ -91,19 +91,13 @@ class Runs:
         """The run as it is now. Raises RUN_NOT_FOUND."""
         return await self.parts.store.get_run(tenant, run_id)
 
-    async def messages(self, tenant: str, conversation_id: str, after: int, limit: int) -> tuple[Message, ...]:
-        """A page of a conversation. Raises CONVERSATION_NOT_FOUND."""
-        return await self.parts.store.messages(tenant, conversation_id, after, limit)
-
     def cancel_soon(self, tenant: str, run_id: str) -> None:
         """Cancels the run in the background; for a caller that is already gone."""
         self._supervisor.spawn(("cancel", run_id), self.cancel(tenant, run_id))
 
-    async def cancel(self, tenant: str, run_id: str) -> Run:
+    async def cancel(self, tenant: str, run_id: str) -> Snapshot:
         """Ends the run for good, and the model request it may be waiting for. A run that is over stays as it is."""
-        snapshot = await self.parts.store.move(tenant, run_id, moved(cancel))
-        self._supervisor.cancel((tenant, run_id))
-        return snapshot.run
+        return await self._supervisor.finish(self._cancel(tenant, run_id))
 
     async def build_start(self, tenant: str, new: NewRun) -> Built:
         """The request that the start would lead to; fails as the start would."""
@@ -149,6 +143,11 @@ class Runs:
             self._work(tenant, new.pinned, Snapshot(started.run, (), started.last_position))
         return started
 
+    async def _cancel(self, tenant: str, run_id: str) -> Snapshot:
+        snapshot = await self.parts.store.move(tenant, run_id, moved(cancel))
+        self._supervisor.cancel((tenant, run_id))
+        return snapshot
+
     async def _submit(self, tenant: str, run_id: str, submission: Submission, pinned: Pinned) -> Submitted:
         submitted = await self.parts.store.move(
             tenant,
@@ -169,12 +168,26 @@ class Runs:
     async def _drive(self, claim: Claim, pinned: Pinned, snapshot: Snapshot) -> None:
         with structlog.contextvars.bound_contextvars(run_id=claim.run_id):
             try:
-                run = await Loop(self.parts, claim, pinned).drive(snapshot)
+                run = await self._drive_in_time(claim, pinned, snapshot)
                 log.info("run.stopped", status=run.status.value, stop_reason=run.stop_reason and run.stop_reason.value)
             except StaleClaimError:
                 log.info("run.taken_away")
             except Exception:
                 await self._crashed(claim)
+
+    async def _drive_in_time(self, claim: Claim, pinned: Pinned, snapshot: Snapshot) -> Run:
+        """Works on the run for as long as its timeout leaves."""
+        run = snapshot.run
+        left = (run.run_timeout - run.running_time) / 1e9 if run.run_timeout else None
+        try:
+            async with asyncio.timeout(left) as limit:
+                return await Loop(self.parts, claim, pinned).drive(snapshot)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        message = f"the run was running for longer than its timeout of {run.run_timeout / 1e9:g} s"
+        error = RunError(Reason.RUN_TIMED_OUT, message)
+        return (await self.parts.store.owner_move(claim, moved(fail, StopReason.ERROR, error))).run
 
     async def _crashed(self, claim: Claim) -> None:
         error_id = secrets.token_hex(6)

@@ -8,8 +8,12 @@ from typing import Protocol, TypeVar
 from agent_service.domain.draft import Change, Draft, Snapshot
 from agent_service.domain.event import Event
 from agent_service.domain.message import Message
+from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCall
 from agent_service.domain.run import Claim, Pinned, RunError
 from agent_service.domain.start import NewRun, Started
+
+TOMBSTONE_SECONDS = 7 * 24 * 3600
+"""How long the id of a deleted run cannot be used again."""
 
 T = TypeVar("T")
 Move = Callable[[Draft], T]
@@ -67,8 +71,33 @@ class RunStore(Protocol):
         """At most `limit` durable events numbered above `after`, in order, without a gap; a page also ends after
         about 1 MiB. Empty only if there are none."""
 
-    async def messages(self, tenant: str, conversation_id: str, after: int, limit: int) -> tuple[Message, ...]:
-        """At most `limit` messages at positions above `after`, in order; pages end by size as in `events`."""
+    async def messages(
+        self,
+        tenant: str,
+        conversation_id: str,
+        after: int,
+        limit: int,
+        *,
+        descending: bool = False,
+        run_id: str = "",
+    ) -> tuple[Message, ...]:
+        """At most `limit` messages at positions above `after`, in order; pages end by size as in `events`.
+
+        `descending`: below `after` (0 means from the newest), newest first. With `run_id` only that run's messages.
+        """
+
+    async def list_runs(self, tenant: str, which: RunFilter, page: Page) -> tuple[Snapshot, ...]:
+        """Runs ordered by `(create_time, run_id)`."""
+
+    async def waiting_calls(self, tenant: str, which: CallFilter, page: Page) -> tuple[WaitingCall, ...]:
+        """Pending calls of all runs ordered by `(pending_time, tool_call_id)`."""
+
+    async def delete_run(self, tenant: str, run_id: str) -> None:
+        """Forgets a run that is neither RUNNING nor PAUSED nor QUEUED (else RUN_ACTIVE). Its messages stay.
+
+        An INTERRUPTED one is settled as FAILED first, so that every call in the messages has its outcome.
+        Its id is refused to a start (RUN_ID_REUSED) for the next TOMBSTONE_SECONDS.
+        """
 
     async def interrupt_running(self, error: RunError) -> int:
         """Takes every RUNNING run from its owner and interrupts it; says how many. For a server that runs alone."""

@@ -30,6 +30,10 @@ class ToolOutput:
 class ServerTools(Protocol):
     """The server tools of this process, by name."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all of them."""
+
     def schema(self, name: str) -> ToolSchema | None:
         """A tool's schema; None if there is no such tool."""
 

@@ -11,9 +11,6 @@ from agent_service.domain.tool import Executor, Outcome
 from agent_service.engine.commands import View
 from agent_service.engine.schemas import parse_json
 
-MESSAGE_TOOL = "send_message"
-"""The server tool whose calls are shown as assistant messages."""
-
 _DELTA_TYPES: dict[type, MessageType] = {
     TextDelta: MessageType.ASSISTANT,
     ReasoningDelta: MessageType.REASONING,
@@ -25,7 +22,8 @@ class Viewer:
     """Applies a View to the events of a run with these tools."""
 
     def __init__(self, view: View, pinned: Pinned) -> None:
-        tool = pinned.tool(MESSAGE_TOOL)
+        tool = pinned.tool(pinned.message_tool)
+        self._tool, self._argument = pinned.message_tool, pinned.message_argument
         self._types = view.types
         self._speaks = view.use_assistant_message and tool is not None and tool.executor is Executor.SERVER
 
@@ -40,7 +38,7 @@ class Viewer:
         kind = _DELTA_TYPES.get(type(body))
         if kind is None:
             return event
-        if self._speaks and isinstance(body, ArgumentsDelta) and body.name == MESSAGE_TOOL:
+        if self._speaks and isinstance(body, ArgumentsDelta) and body.name == self._tool:
             return None
         return event if self._wanted(kind) else None
 
@@ -51,21 +49,20 @@ class Viewer:
         if not self._speaks:
             return message
         content = message.content
-        if isinstance(content, ToolReturnContent) and content.name == MESSAGE_TOOL:
+        if isinstance(content, ToolReturnContent) and content.name == self._tool:
             return None if content.outcome is Outcome.RETURNED else message
         if isinstance(content, ToolCallsContent) and len(content.calls) == 1:
-            text = _spoken(content)
+            text = self._spoken(content)
             return message if text is None else replace(message, content=AssistantContent(text))
         return message
 
-
-def _spoken(content: ToolCallsContent) -> str | None:
-    """The argument `message` of a lone call of the message tool."""
-    call = content.calls[0]
-    if call.name != MESSAGE_TOOL:
-        return None
-    try:
-        text = parse_json(call.arguments_json)["message"]
-        return text.encode().decode() if isinstance(text, str) else None
-    except (ValueError, KeyError, TypeError):  # also for half of a surrogate pair, which is no text
-        return None
+    def _spoken(self, content: ToolCallsContent) -> str | None:
+        """What a lone call of the message tool says."""
+        call = content.calls[0]
+        if call.name != self._tool:
+            return None
+        try:
+            text = parse_json(call.arguments_json)[self._argument]
+            return text.encode().decode() if isinstance(text, str) else None
+        except (ValueError, KeyError, TypeError):  # also for half of a surrogate pair, which is no text
+            return None

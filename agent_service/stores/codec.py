@@ -7,6 +7,7 @@ import msgspec
 from agent_service.domain.draft import Receipt
 from agent_service.domain.event import DURABLE_TYPES, DurableBody, MessageStored
 from agent_service.domain.message import CONTENT_TYPES, Content, MessageType
+from agent_service.domain.registry import AgentRecord
 from agent_service.domain.run import Pinned, Run
 from agent_service.domain.tool import Call
 
@@ -20,6 +21,7 @@ _body_kinds = {body: kind for kind, body in DURABLE_TYPES.items()}
 _run = msgspec.json.Decoder(Run)
 _call = msgspec.json.Decoder(Call)
 _pinned = msgspec.json.Decoder(Pinned)
+_agent = msgspec.json.Decoder(AgentRecord)
 _receipt = msgspec.json.Decoder(Receipt)
 
 
@@ -65,6 +67,12 @@ def decode_pinned(version: int, text: str) -> Pinned:
     """What a run is pinned to."""
     _check(version)
     return _pinned.decode(text)
+
+
+def decode_agent(version: int, text: str) -> AgentRecord:
+    """An agent."""
+    _check(version)
+    return _agent.decode(text)
 
 
 def decode_receipt(version: int, text: str) -> Receipt:

@@ -20,6 +20,20 @@ def conversation_not_found(conversation_id: str) -> AgentServiceError:
     )
 
 
+def agent_not_found(agent_id: str) -> AgentServiceError:
+    """No agent of this tenant has the id."""
+    return AgentServiceError(Reason.AGENT_NOT_FOUND, f"agent_id: no agent '{agent_id}'")
+
+
+def run_id_deleted(run_id: str) -> AgentServiceError:
+    """A deleted run had the id not long ago."""
+    return AgentServiceError(
+        Reason.RUN_ID_REUSED,
+        f"run_id: '{run_id}' was the id of a run that was deleted; send a new run_id",
+        metadata={"run_id": run_id},
+    )
+
+
 def unavailable(what: str, retry_after: float = 1.0) -> AgentServiceError:
     """The store cannot be reached, is locked or cannot write; `retry_after` in seconds."""
     return AgentServiceError(

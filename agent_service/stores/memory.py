@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -10,25 +10,32 @@ from agent_service.domain.draft import Change, Draft, NewId, Receipt, RunState, 
 from agent_service.domain.errors import StaleClaimError
 from agent_service.domain.event import Event
 from agent_service.domain.message import Message
-from agent_service.domain.moves import interrupt
+from agent_service.domain.moves import abandon, interrupt
+from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCall, run_active
 from agent_service.domain.run import Claim, Pinned, Run, RunError, RunStatus
 from agent_service.domain.start import ConversationState, NewRun, Started, StartPlan, plan_start
-from agent_service.domain.tool import Call
-from agent_service.engine.store import Move, Publish, T
+from agent_service.domain.tool import Call, pending_of
+from agent_service.engine.store import TOMBSTONE_SECONDS, Move, Publish, T
 from agent_service.stores import codec
-from agent_service.stores.errors import PAGE_BYTES, conversation_not_found, run_not_found
+from agent_service.stores.errors import PAGE_BYTES, conversation_not_found, run_id_deleted, run_not_found
 
 Row = TypeVar("Row", Event, Message)
 
 
 @dataclass(slots=True)
-class _Conversation:
+class StoredConversation:
+    """A conversation, with its messages."""
+
+    create_time: int
+    labels: dict[str, str] = field(default_factory=dict)
     messages: list[Message] = field(default_factory=list)
     last_run_id: str = ""
 
 
 @dataclass(slots=True)
-class _Stored:
+class StoredRun:
+    """A run, with all that belongs to it."""
+
     run: Run
     pinned: Pinned
     calls: dict[str, Call] = field(default_factory=dict)
@@ -40,6 +47,13 @@ class _Stored:
         calls = tuple(call for call in self.calls.values() if call.step == step or call.tool_call_id in call_ids)
         return RunState(self.run, calls, next_position, self.receipts.get(request_id), now)
 
+    def waiting(self) -> Iterator[WaitingCall]:
+        """Its calls that wait for the caller."""
+        for call in self.calls.values():
+            for pending in pending_of((call,)):
+                run = self.run
+                yield WaitingCall(pending, run.run_id, run.conversation_id, run.agent_id, call.pending_time)
+
 
 class MemoryStore:
     """Implements RunStore. Nothing here awaits, so each call is a transaction of the event loop."""
@@ -50,8 +64,9 @@ class MemoryStore:
         self._publish = publish
         self._clock = clock
         self._new_id = new_id
-        self._runs: dict[tuple[str, str], _Stored] = {}
-        self._conversations: dict[tuple[str, str], _Conversation] = {}
+        self.runs: dict[tuple[str, str], StoredRun] = {}
+        self.conversations: dict[tuple[str, str], StoredConversation] = {}
+        self._tombstones: dict[tuple[str, str], int] = {}
 
     def now(self) -> int:
         """The store's clock."""
@@ -62,11 +77,11 @@ class MemoryStore:
         plan = self._plan_start(tenant, new)
         if not plan.started.joined:
             run = plan.started.run
-            self._conversations.setdefault((tenant, run.conversation_id), _Conversation())
-            self._runs[tenant, run.run_id] = _Stored(run, new.pinned)
+            self.conversations.setdefault((tenant, run.conversation_id), StoredConversation(run.create_time))
+            self.runs[tenant, run.run_id] = StoredRun(run, new.pinned)
             for change in plan.changes:
                 self._write(tenant, change)
-            self._conversations[tenant, run.conversation_id].last_run_id = run.run_id
+            self.conversations[tenant, run.conversation_id].last_run_id = run.run_id
         return plan.started
 
     async def preview_start(self, tenant: str, new: NewRun) -> Started:
@@ -111,16 +126,53 @@ class MemoryStore:
         """See RunStore."""
         return _page(self._stored(tenant, run_id).events[after : after + limit])
 
-    async def messages(self, tenant: str, conversation_id: str, after: int, limit: int) -> tuple[Message, ...]:
+    async def messages(
+        self,
+        tenant: str,
+        conversation_id: str,
+        after: int,
+        limit: int,
+        *,
+        descending: bool = False,
+        run_id: str = "",
+    ) -> tuple[Message, ...]:
         """See RunStore."""
-        conversation = self._conversations.get((tenant, conversation_id))
+        conversation = self.conversations.get((tenant, conversation_id))
         if conversation is None:
             raise conversation_not_found(conversation_id)
-        return _page(conversation.messages[after : after + limit])
+        found = conversation.messages
+        found = found[: after - 1 if after else None][::-1] if descending else found[after:]
+        if run_id:
+            found = [message for message in found if message.run_id == run_id]
+        return _page(found[:limit])
+
+    async def list_runs(self, tenant: str, which: RunFilter, page: Page) -> tuple[Snapshot, ...]:
+        """See RunStore."""
+        runs = [s for (t, _), s in self.runs.items() if t == tenant and _matches(s.run, which)]
+        chosen = in_page(runs, page, lambda stored: (stored.run.create_time, stored.run.run_id))
+        return tuple([await self.get_run(tenant, stored.run.run_id) for stored in chosen])
+
+    async def waiting_calls(self, tenant: str, which: CallFilter, page: Page) -> tuple[WaitingCall, ...]:
+        """See RunStore."""
+        waiting = [w for (t, _), s in self.runs.items() if t == tenant for w in s.waiting() if _wanted(w, which)]
+        return tuple(in_page(waiting, page, lambda call: (call.pending_time, call.call.tool_call_id)))
+
+    async def delete_run(self, tenant: str, run_id: str) -> None:
+        """See RunStore."""
+        run = self._stored(tenant, run_id).run
+        if run.status.active:
+            raise run_active("run_id", run_id, run.status)
+        if run.status is RunStatus.INTERRUPTED:
+            await self.move(tenant, run_id, abandon)
+        conversation = self.conversations[tenant, run.conversation_id]
+        if conversation.last_run_id == run_id:
+            conversation.last_run_id = ""
+        del self.runs[tenant, run_id]
+        self._tombstones[tenant, run_id] = self._clock() + TOMBSTONE_SECONDS * 10**9
 
     async def interrupt_running(self, error: RunError) -> int:
         """See RunStore."""
-        running = [key for key, stored in self._runs.items() if stored.run.status is RunStatus.RUNNING]
+        running = [key for key, stored in self.runs.items() if stored.run.status is RunStatus.RUNNING]
         for tenant, run_id in running:
             await self.move(tenant, run_id, lambda draft: interrupt(draft, error))
         return len(running)
@@ -128,38 +180,40 @@ class MemoryStore:
     async def close(self) -> None:
         """Nothing to finish."""
 
-    def _stored(self, tenant: str, run_id: str) -> _Stored:
-        stored = self._runs.get((tenant, run_id))
+    def _stored(self, tenant: str, run_id: str) -> StoredRun:
+        stored = self.runs.get((tenant, run_id))
         if stored is None:
             raise run_not_found(run_id)
         return stored
 
     def _next_position(self, tenant: str, conversation_id: str) -> int:
-        return len(self._conversations[tenant, conversation_id].messages) + 1
+        return len(self.conversations[tenant, conversation_id].messages) + 1
 
     def _plan_start(self, tenant: str, new: NewRun) -> StartPlan:
-        existing = self._runs.get((tenant, new.run.run_id))
+        if self._tombstones.get((tenant, new.run.run_id), 0) > self._clock():
+            raise run_id_deleted(new.run.run_id)
+        existing = self.runs.get((tenant, new.run.run_id))
         state = self._conversation_state(tenant, new)
         return plan_start(new, existing.run if existing else None, state, self._clock(), self._new_id)
 
     def _conversation_state(self, tenant: str, new: NewRun) -> ConversationState | None:
-        conversation = self._conversations.get((tenant, new.run.conversation_id))
+        conversation = self.conversations.get((tenant, new.run.conversation_id))
         if conversation is None:
             return ConversationState(1, None) if new.new_conversation else None
         position = len(conversation.messages) + 1
-        last = self._runs.get((tenant, conversation.last_run_id))
+        last = self.runs.get((tenant, conversation.last_run_id))
         unsettled = last is not None and not last.run.status.terminal
         return ConversationState(position, last.state(position, self._clock()) if last and unsettled else None)
 
     def _write(self, tenant: str, change: Change) -> None:
         run = change.run
-        stored = self._runs[tenant, run.run_id]
+        stored = self.runs[tenant, run.run_id]
         stored.run = run
         stored.events.extend(change.events)
         stored.calls.update((call.tool_call_id, call) for call in change.calls)
         if change.receipt is not None:
             stored.receipts[change.receipt.request_id] = change.receipt
-        self._conversations[tenant, run.conversation_id].messages.extend(change.messages)
+        self.conversations[tenant, run.conversation_id].messages.extend(change.messages)
         self._publish(tenant, run.run_id, change.events)
 
 
@@ -171,3 +225,37 @@ def _page(rows: Sequence[Row]) -> tuple[Row, ...]:
         if size >= PAGE_BYTES:
             return tuple(rows[:count])
     return tuple(rows)
+
+
+Item = TypeVar("Item")
+
+
+def in_page(items: Sequence[Item], page: Page, key: Callable[[Item], tuple[int, str]]) -> list[Item]:
+    """Those of a page, in order."""
+    after = [item for item in items if page.takes(*key(item))]
+    return sorted(after, key=key, reverse=page.descending)[: page.limit]
+
+
+def has_labels(labels: dict[str, str], wanted: tuple[tuple[str, str], ...]) -> bool:
+    """Whether all wanted labels are there."""
+    return all(labels.get(key) == value for key, value in wanted)
+
+
+def _matches(run: Run, which: RunFilter) -> bool:
+    return (
+        (not which.statuses or run.status in which.statuses)
+        and which.agent_id in ("", run.agent_id)
+        and which.conversation_id in ("", run.conversation_id)
+        and has_labels(run.labels, which.labels)
+        and which.create_from <= run.create_time
+        and (not which.create_before or run.create_time < which.create_before)
+    )
+
+
+def _wanted(waiting: WaitingCall, which: CallFilter) -> bool:
+    return (
+        which.agent_id in ("", waiting.agent_id)
+        and which.conversation_id in ("", waiting.conversation_id)
+        and which.tool_name in ("", waiting.call.name)
+        and which.kind in (None, waiting.call.kind)
+    )

@@ -7,7 +7,18 @@ CREATE TABLE conversations (
     conversation_id TEXT NOT NULL,
     next_position INTEGER NOT NULL DEFAULT 1,
     create_time INTEGER NOT NULL,
+    labels TEXT NOT NULL DEFAULT '{}',
     UNIQUE (tenant, conversation_id)
+) STRICT;
+
+CREATE INDEX conversations_by_time ON conversations (tenant, create_time, conversation_id);
+
+CREATE TABLE agents (
+    tenant TEXT NOT NULL,
+    agent_id TEXT NOT NULL,
+    codec INTEGER NOT NULL,
+    body TEXT NOT NULL,
+    PRIMARY KEY (tenant, agent_id)
 ) STRICT;
 
 CREATE TABLE pins (
@@ -25,6 +36,7 @@ CREATE TABLE runs (
     run_id TEXT NOT NULL,
     conversation_key INTEGER NOT NULL REFERENCES conversations,
     pin_key INTEGER NOT NULL REFERENCES pins,
+    agent_id TEXT NOT NULL,
     status TEXT NOT NULL CHECK (status IN (
         'queued', 'running', 'paused', 'interrupted', 'completed', 'failed', 'cancelled', 'expired')),
     epoch INTEGER NOT NULL,
@@ -41,17 +53,28 @@ CREATE TABLE runs (
 -- At most one run of a conversation is running or paused.
 CREATE UNIQUE INDEX runs_busy ON runs (conversation_key) WHERE status IN ('running', 'paused');
 CREATE INDEX runs_unsettled ON runs (conversation_key) WHERE status IN ('running', 'paused', 'interrupted');
+CREATE INDEX runs_by_time ON runs (tenant, create_time, run_id);
+CREATE INDEX runs_of_conversation ON runs (conversation_key);
 CREATE INDEX runs_running ON runs (lease_expire_time) WHERE status = 'running';
 
 CREATE TRIGGER runs_terminal_is_final BEFORE UPDATE ON runs
 WHEN OLD.status IN ('completed', 'failed', 'cancelled', 'expired') AND NEW.status <> OLD.status
 BEGIN SELECT RAISE(ABORT, 'a terminal run never changes'); END;
 
+-- The ids of deleted runs, refused until they expire.
+CREATE TABLE tombstones (
+    tenant TEXT NOT NULL,
+    run_id TEXT NOT NULL,
+    expire_time INTEGER NOT NULL,
+    PRIMARY KEY (tenant, run_id)
+) STRICT, WITHOUT ROWID;
+
+-- A message outlives its run.
 CREATE TABLE messages (
     conversation_key INTEGER NOT NULL REFERENCES conversations,
     position INTEGER NOT NULL,
     message_id TEXT NOT NULL,
-    run_key INTEGER NOT NULL REFERENCES runs,
+    run_id TEXT NOT NULL,
     step_id TEXT NOT NULL,
     create_time INTEGER NOT NULL,
     kind TEXT NOT NULL,
@@ -82,8 +105,10 @@ BEGIN SELECT RAISE(ABORT, 'a stored event never changes'); END;
 
 CREATE TABLE calls (
     tool_call_id TEXT PRIMARY KEY,
+    tenant TEXT NOT NULL,
     run_key INTEGER NOT NULL REFERENCES runs,
     step INTEGER NOT NULL,
+    pending_time INTEGER NOT NULL,
     state TEXT NOT NULL CHECK (state IN (
         'proposed', 'pending', 'approved', 'started', 'returned', 'failed', 'denied', 'expired', 'cancelled')),
     deadline INTEGER NOT NULL DEFAULT 0,
@@ -92,6 +117,7 @@ CREATE TABLE calls (
 ) STRICT;
 
 CREATE INDEX calls_of_step ON calls (run_key, step);
+CREATE INDEX calls_pending ON calls (tenant, pending_time, tool_call_id) WHERE state = 'pending';
 
 CREATE TRIGGER calls_outcome_is_final BEFORE UPDATE ON calls
 WHEN OLD.state IN ('returned', 'failed', 'denied', 'expired', 'cancelled')

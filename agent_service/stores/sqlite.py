@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from agent_service.domain.draft import Change, Draft, NewId, Snapshot
 from agent_service.domain.errors import StaleClaimError
 from agent_service.domain.event import Event
 from agent_service.domain.message import Message
-from agent_service.domain.moves import interrupt
-from agent_service.domain.run import Claim, Pinned, Run, RunError
+from agent_service.domain.moves import abandon, interrupt
+from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCall, run_active
+from agent_service.domain.run import Claim, Pinned, Run, RunError, RunStatus
 from agent_service.domain.start import ConversationState, NewRun, Started, StartPlan, plan_start
-from agent_service.engine.store import Move, Publish, T
+from agent_service.engine.store import TOMBSTONE_SECONDS, Move, Publish, T
+from agent_service.stores import sqlite_lists as lists
 from agent_service.stores import sqlite_rows as rows
-from agent_service.stores.sqlite_thread import BUSY_SECONDS, SqliteThread, open_database, open_reader
+from agent_service.stores.errors import run_id_deleted
+from agent_service.stores.sqlite_thread import BUSY_SECONDS, SqliteThread, Work, open_database, open_reader
+
+W = TypeVar("W")
+
+
+class Transact(Protocol):
+    """Runs work on a connection."""
+
+    def __call__(self, work: Work[W], /) -> Awaitable[W]:
+        """Its result."""
+
 
 _Published = tuple[str, str, tuple[Event, ...]]
 
@@ -42,6 +56,16 @@ class SqliteStore:
         self._new_id = new_id
         self._writer = SqliteThread(open_database(path, busy_seconds), "sqlite-writer", begin="BEGIN IMMEDIATE")
         self._reader = SqliteThread(open_reader(path, busy_seconds), "sqlite-reader", begin="BEGIN")
+
+    @property
+    def write(self) -> Transact:
+        """Runs work as a transaction of the writer."""
+        return self._writer.run
+
+    @property
+    def read(self) -> Transact:
+        """Runs work on the reader."""
+        return self._reader.run
 
     def now(self) -> int:
         """The host's clock."""
@@ -106,9 +130,44 @@ class SqliteStore:
 
         return await self._reader.run(work)
 
-    async def messages(self, tenant: str, conversation_id: str, after: int, limit: int) -> tuple[Message, ...]:
+    async def messages(
+        self,
+        tenant: str,
+        conversation_id: str,
+        after: int,
+        limit: int,
+        *,
+        descending: bool = False,
+        run_id: str = "",
+    ) -> tuple[Message, ...]:
         """See RunStore."""
-        return await self._reader.run(lambda db: rows.load_messages(db, tenant, conversation_id, after, limit))
+        return await self._reader.run(
+            lambda db: rows.load_messages(
+                db, tenant, conversation_id, after, limit, descending=descending, run_id=run_id
+            )
+        )
+
+    async def list_runs(self, tenant: str, which: RunFilter, page: Page) -> tuple[Snapshot, ...]:
+        """See RunStore."""
+        return await self._reader.run(lambda db: lists.load_runs(db, tenant, which, page, self._clock(), self._new_id))
+
+    async def waiting_calls(self, tenant: str, which: CallFilter, page: Page) -> tuple[WaitingCall, ...]:
+        """See RunStore."""
+        return await self._reader.run(lambda db: lists.load_waiting(db, tenant, which, page))
+
+    async def delete_run(self, tenant: str, run_id: str) -> None:
+        """See RunStore."""
+
+        def work(db: sqlite3.Connection) -> tuple[None, list[_Published]]:
+            run_key, run = rows.load_run(db, tenant, run_id)
+            if run.status.active:
+                raise run_active("run_id", run_id, run.status)
+            told = self._settle(db, tenant, run_key, run) if run.status is RunStatus.INTERRUPTED else []
+            rows.delete_run_rows(db, run_key)
+            rows.bury_run(db, tenant, run_id, self._clock() + TOMBSTONE_SECONDS * 10**9)
+            return None, told
+
+        await self._writer.run(work, self._tell)
 
     async def interrupt_running(self, error: RunError) -> int:
         """See RunStore."""
@@ -140,10 +199,19 @@ class SqliteStore:
             change = draft.change()
             if change is None:
                 return result, []
-            rows.write_change(db, run_key, rows.conversation_of(db, run_key), change)
+            rows.write_change(db, tenant, run_key, rows.conversation_of(db, run_key), change)
             return result, [(tenant, run_id, change.events)]
 
         return (await self._writer.run(work, self._tell))[0]
+
+    def _settle(self, db: sqlite3.Connection, tenant: str, run_key: int, run: Run) -> list[_Published]:
+        """Ends an interrupted run, so that none of its calls is left without outcome."""
+        draft = self._draft(db, run_key, run)
+        abandon(draft)
+        change = draft.change()
+        assert change is not None
+        rows.write_change(db, tenant, run_key, rows.conversation_of(db, run_key), change)
+        return [(tenant, run.run_id, change.events)]
 
     def _draft(
         self, db: sqlite3.Connection, run_key: int, run: Run, call_ids: tuple[str, ...] = (), request_id: str = ""
@@ -152,6 +220,8 @@ class SqliteStore:
 
     def _plan_start(self, db: sqlite3.Connection, tenant: str, new: NewRun) -> StartPlan:
         now = self._clock()
+        if rows.is_buried(db, tenant, new.run.run_id, now):
+            raise run_id_deleted(new.run.run_id)
         existing = rows.find_run(db, tenant, new.run.run_id)
         found = rows.find_conversation(db, tenant, new.run.conversation_id)
         if found is not None:
@@ -166,9 +236,9 @@ class SqliteStore:
         key = found[0] if found else rows.insert_conversation(db, tenant, run.conversation_id, run.create_time)
         for change in plan.changes[:-1]:
             settled_key, _ = rows.load_run(db, tenant, change.run.run_id)
-            rows.write_change(db, settled_key, key, change)
+            rows.write_change(db, tenant, settled_key, key, change)
         run_key = rows.insert_run(db, tenant, run, key, rows.ensure_pin(db, tenant, new.pinned))
-        rows.write_change(db, run_key, key, plan.changes[-1])
+        rows.write_change(db, tenant, run_key, key, plan.changes[-1])
 
     def _tell(self, written: tuple[object, list[_Published]]) -> None:
         for tenant, run_id, events in written[1]:

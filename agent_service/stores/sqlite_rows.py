@@ -16,7 +16,7 @@ from agent_service.stores import codec
 from agent_service.stores.errors import PAGE_BYTES, conversation_not_found, run_not_found
 
 _MESSAGE_COLUMNS = (
-    "m.message_id, c.conversation_id, r.run_id, m.step_id, m.position, m.create_time, m.kind, m.codec, m.body"
+    "m.message_id, c.conversation_id, m.run_id, m.step_id, m.position, m.create_time, m.kind, m.codec, m.body"
 )
 
 
@@ -113,9 +113,9 @@ def insert_conversation(db: sqlite3.Connection, tenant: str, conversation_id: st
 def insert_run(db: sqlite3.Connection, tenant: str, run: Run, conversation_key: int, pin_key: int) -> int:
     """A new run's key."""
     cursor = db.execute(
-        "INSERT INTO runs (tenant, run_id, conversation_key, pin_key, create_time, "
-        "status, epoch, owner, lease_expire_time, last_sequence, codec, body) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
-        (tenant, run.run_id, conversation_key, pin_key, run.create_time, *_run_columns(run)),
+        "INSERT INTO runs (tenant, run_id, conversation_key, pin_key, agent_id, create_time, "
+        "status, epoch, owner, lease_expire_time, last_sequence, codec, body) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        (tenant, run.run_id, conversation_key, pin_key, run.agent_id, run.create_time, *_run_columns(run)),
     )
     return _key(cursor)
 
@@ -145,7 +145,7 @@ def load_pinned(db: sqlite3.Connection, tenant: str, run_id: str) -> Pinned:
     return codec.decode_pinned(*row)
 
 
-def write_change(db: sqlite3.Connection, run_key: int, conversation_key: int, change: Change) -> None:
+def write_change(db: sqlite3.Connection, tenant: str, run_key: int, conversation_key: int, change: Change) -> None:
     """Writes everything a move did to one run."""
     version = codec.CODEC_VERSION
     db.execute(
@@ -156,7 +156,7 @@ def write_change(db: sqlite3.Connection, run_key: int, conversation_key: int, ch
     if change.messages:
         db.executemany(
             "INSERT INTO messages VALUES (?,?,?,?,?,?,?,?,?)",
-            [_message_row(conversation_key, run_key, m) for m in change.messages],
+            [_message_row(conversation_key, m) for m in change.messages],
         )
         db.execute(
             "UPDATE conversations SET next_position = ? WHERE conversation_key = ?",
@@ -164,15 +164,35 @@ def write_change(db: sqlite3.Connection, run_key: int, conversation_key: int, ch
         )
     db.executemany("INSERT INTO events VALUES (?,?,?,?,?,?,?,?)", [_event_row(run_key, e) for e in change.events])
     db.executemany(
-        "INSERT INTO calls (tool_call_id, run_key, step, state, codec, body) VALUES (?,?,?,?,?,?) "
+        "INSERT INTO calls (tool_call_id, tenant, run_key, step, pending_time, state, codec, body) "
+        "VALUES (?,?,?,?,?,?,?,?) "
         "ON CONFLICT (tool_call_id) DO UPDATE SET state = excluded.state, codec = excluded.codec, body = excluded.body",
-        [(c.tool_call_id, run_key, c.step, c.state.value, version, codec.encode(c)) for c in change.calls],
+        [_call_row(tenant, run_key, call) for call in change.calls],
     )
     if change.receipt is not None:
         db.execute(
             "INSERT INTO receipts VALUES (?,?,?,?)",
             (run_key, change.receipt.request_id, version, codec.encode(change.receipt)),
         )
+
+
+def delete_run_rows(db: sqlite3.Connection, run_key: int) -> None:
+    """Deletes a run and what belongs to it; its messages stay."""
+    for table in ("receipts", "calls", "events", "runs"):
+        db.execute(f"DELETE FROM {table} WHERE run_key = ?", (run_key,))
+
+
+def bury_run(db: sqlite3.Connection, tenant: str, run_id: str, expire_time: int) -> None:
+    """Keeps the id of a deleted run from being used again until then."""
+    db.execute("INSERT OR REPLACE INTO tombstones VALUES (?, ?, ?)", (tenant, run_id, expire_time))
+
+
+def is_buried(db: sqlite3.Connection, tenant: str, run_id: str, now: int) -> bool:
+    """Whether a deleted run had the id not long ago."""
+    row = db.execute(
+        "SELECT 1 FROM tombstones WHERE tenant = ? AND run_id = ? AND expire_time > ?", (tenant, run_id, now)
+    ).fetchone()
+    return row is not None
 
 
 def conversation_of(db: sqlite3.Connection, run_key: int) -> int:
@@ -187,16 +207,26 @@ def running(db: sqlite3.Connection) -> list[tuple[str, str]]:
 
 
 def load_messages(
-    db: sqlite3.Connection, tenant: str, conversation_id: str, after: int, limit: int
+    db: sqlite3.Connection,
+    tenant: str,
+    conversation_id: str,
+    after: int,
+    limit: int,
+    *,
+    descending: bool = False,
+    run_id: str = "",
 ) -> tuple[Message, ...]:
     """A page of messages; raises CONVERSATION_NOT_FOUND."""
     found = find_conversation(db, tenant, conversation_id)
     if found is None:
         raise conversation_not_found(conversation_id)
+    beyond, order = ("<", "DESC") if descending else (">", "ASC")
+    start = after or (found[1] if descending else 0)
     rows = db.execute(
         f"SELECT {_MESSAGE_COLUMNS} FROM messages m JOIN conversations c USING (conversation_key) "
-        "JOIN runs r USING (run_key) WHERE m.conversation_key = ? AND m.position > ? ORDER BY m.position LIMIT ?",
-        (found[0], after, limit),
+        f"WHERE m.conversation_key = ? AND m.position {beyond} ? AND (? = '' OR m.run_id = ?) "
+        f"ORDER BY m.position {order} LIMIT ?",
+        (found[0], start, run_id, run_id, limit),
     )
     page, size = [], 0
     for row in rows:
@@ -214,7 +244,6 @@ def load_events(db: sqlite3.Connection, run_key: int, run_id: str, after: int, l
         "FROM events e JOIN runs er ON er.run_key = e.run_key "
         "LEFT JOIN messages m ON m.conversation_key = er.conversation_key AND m.position = e.position "
         "LEFT JOIN conversations c ON c.conversation_key = m.conversation_key "
-        "LEFT JOIN runs r ON r.run_key = m.run_key "
         "WHERE e.run_key = ? AND e.sequence > ? ORDER BY e.sequence LIMIT ?",
         (run_key, after, limit),
     )
@@ -254,14 +283,19 @@ def _event_row(run_key: int, event: Event) -> tuple[int, int, str, int, str, int
     return (run_key, event.sequence, event.step_id, event.create_time, kind, position, codec.CODEC_VERSION, text)
 
 
-def _message_row(conversation_key: int, run_key: int, m: Message) -> tuple[int, int, str, int, str, int, str, int, str]:
+def _call_row(tenant: str, run_key: int, c: Call) -> tuple[str, str, int, int, int, str, int, str]:
+    state, body = c.state.value, codec.encode(c)
+    return (c.tool_call_id, tenant, run_key, c.step, c.pending_time, state, codec.CODEC_VERSION, body)
+
+
+def _message_row(conversation_key: int, m: Message) -> tuple[int, int, str, str, str, int, str, int, str]:
     body = codec.encode(m.content)
     kind = m.type.value
     return (
         conversation_key,
         m.position,
         m.message_id,
-        run_key,
+        m.run_id,
         m.step_id,
         m.create_time,
         kind,

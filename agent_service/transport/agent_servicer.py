@@ -54,7 +54,7 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
         match arm:
             case "step":
                 command: StartCommand | SubmitCommand = self._read_start(reader, request.step)[0]
-                agent = self._agents.get(request.step.agent_id, self._caller)
+                agent = await self._agents.get(request.step.agent_id, self._caller)
             case "submit":
                 command = self._read_submit(reader, request.submit)[0]
                 agent = await self._agents.of_run(request.submit.run_id, self._caller)
@@ -68,7 +68,7 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
     async def Step(self, request: pb.StepRequest, context: Context) -> pb.StepResponse:
         reader = Reader(self._limits)
         command, view, cancel = self._read_start(reader, request)
-        agent = self._agents.get(request.agent_id, self._caller)
+        agent = await self._agents.get(request.agent_id, self._caller)
         wait = 0.0 if request.background else reader.seconds("max_wait", request.max_wait, request.HasField("max_wait"))
         reader.done()
         result = await self._step(agent, command, wait, view, cancel, context)
@@ -81,7 +81,7 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
         reader = Reader(self._limits, "step.")
         reader.refuse_in_stream(request.step, "Step")
         command, view, cancel = self._read_start(reader, request.step)
-        agent = self._agents.get(request.step.agent_id, self._caller)
+        agent = await self._agents.get(request.step.agent_id, self._caller)
         async with aclosing(self._events(agent, command, request.stream_tokens, view, cancel, context)) as events:
             async for event in events:
                 yield pb.StreamResponse(event=event)

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from agentrpc.v1 import agent_service_pb2 as pb
-from agentrpc.v1 import messages_pb2, tools_pb2
+from agentrpc.v1 import lists_pb2, messages_pb2, tools_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from agent_service.domain.errors import FieldViolation, Reason, invalid
 from agent_service.domain.message import InputContent, MessageType, SystemContent, UserContent
@@ -67,20 +68,19 @@ class Reader:
             parallel_tool_calls=request.parallel_tool_calls if request.HasField("parallel_tool_calls") else None,
             model=request.model,
             system_prompt=request.system_prompt,
-            labels=self._labels(request.labels),
+            labels=self.labels(request.labels),
             request_start_time=self._start_time(request.request_start_timestamp_ns),
+            run_timeout=self._run_timeout(request),
             path=self._prefix,
         )
         self.id("agent_id", request.agent_id)
-        self._bounded("system_prompt", request.system_prompt, self._limits.max_input_bytes)
-        self._bounded("model", request.model, 256)
+        self.bounded("system_prompt", request.system_prompt, self._limits.max_input_bytes)
+        self.bounded("model", request.model, 256)
         return command
 
     def submit(self, request: pb.SubmitToolReturnsRequest) -> SubmitCommand:
         """A submit."""
-        run_id = self.id("run_id", request.run_id)
-        if not request.run_id:
-            self._add("run_id", "is empty; name the run that waits")
+        run_id = self.required_id("run_id", request.run_id, "the run that waits")
         answers = (
             *(self._tool_return(f"tool_returns[{i}]", value) for i, value in enumerate(request.tool_returns)),
             *(self._approval(f"approvals[{i}]", value) for i, value in enumerate(request.approvals)),
@@ -127,6 +127,28 @@ class Reader:
         if request.HasField("max_wait"):
             self._add("max_wait", "set in a stream; use a deadline of the call")
 
+    def required_id(self, field: str, value: str, kind: str) -> str:
+        """An id that must be there."""
+        if not value:
+            self._add(field, f"is empty; name {kind}")
+        return self.id(field, value)
+
+    def order(self, number: int, *, descending: bool) -> bool:
+        """Whether newest first is asked for; `descending` is the default."""
+        if number not in lists_pb2.SortOrder.values():
+            self._add("order", f"{number} is not a value of SortOrder")
+        return descending if number == lists_pb2.SORT_ORDER_UNSPECIFIED else number == lists_pb2.SORT_ORDER_DESCENDING
+
+    def time(self, field: str, value: Timestamp, present: bool) -> int:
+        """Unix nanoseconds; 0 when unset."""
+        if not present:
+            return 0
+        nanoseconds: int = value.seconds * 10**9 + value.nanos
+        if not 0 < nanoseconds < 2**63:
+            self._add(field, "is not a time after 1970")
+            return 0
+        return nanoseconds
+
     def done(self) -> None:
         """Raises what was found."""
         self.problems.check()
@@ -134,7 +156,8 @@ class Reader:
     def _add(self, field: str, description: str, reason: Reason = Reason.INVALID_FIELD) -> None:
         self.problems.add(self._prefix + field, description, reason)
 
-    def _bounded(self, field: str, text: str, most: int) -> None:
+    def bounded(self, field: str, text: str, most: int) -> None:
+        """A text of at most so many bytes."""
         size = len(text.encode())
         if size > most:
             self._add(field, f"{size} bytes; at most {most} are allowed")
@@ -176,6 +199,15 @@ class Reader:
             self._add("max_steps", f"{request.max_steps} is below 1; send 1 or more, or leave it unset for {default}")
         return request.max_steps
 
+    def _run_timeout(self, request: pb.StepRequest) -> int:
+        """Nanoseconds; 0 when unset."""
+        if not request.HasField("run_timeout"):
+            return 0
+        timeout: int = request.run_timeout.seconds * 10**9 + request.run_timeout.nanos
+        if timeout < 10**6:
+            self._add("run_timeout", f"{timeout / 1e9:g} s is below 1 ms; send more, or leave it unset for none")
+        return timeout
+
     def _start_time(self, value: int) -> int:
         if value < 0:
             self._add("request_start_timestamp_ns", f"{value} is negative; send Unix time in nanoseconds, or 0")
@@ -195,7 +227,7 @@ class Reader:
             self._add("tool_choice.tool_name", "set together with mode; send one of them")
         return ToolChoice(mode or ToolChoiceMode.AUTO, choice.tool_name)
 
-    def _labels(self, labels: Any) -> dict[str, str]:
+    def labels(self, labels: Any) -> dict[str, str]:
         if len(labels) > self._limits.max_labels:
             self._add("labels", f"{len(labels)} labels; at most {self._limits.max_labels} are allowed")
         for key, value in labels.items():
@@ -229,7 +261,7 @@ class Reader:
     def _client_tool(self, path: str, tool: tools_pb2.ClientToolSchema) -> ToolSchema:
         if not _TOOL_NAME.fullmatch(tool.name):
             self._add(f"{path}.name", f"{tool.name[:_SHOWN]!r} is not 1 to 64 letters, digits, '_' or '-'")
-        self._bounded(f"{path}.description", tool.description, self._limits.max_tool_schema_bytes)
+        self.bounded(f"{path}.description", tool.description, self._limits.max_tool_schema_bytes)
         return ToolSchema(
             name=tool.name,
             description=tool.description,
@@ -262,7 +294,7 @@ class Reader:
             self._add(f"{path}.status", f"{value.status} is not a value of ToolReturnStatus")
         text = self._text(path, value.text, value.parts, required=False)
         for name, content in (("text", text), ("stdout", value.stdout), ("stderr", value.stderr)):
-            self._bounded(f"{path}.{name}", content, self._limits.max_tool_return_bytes)
+            self.bounded(f"{path}.{name}", content, self._limits.max_tool_return_bytes)
         failed = value.status == tools_pb2.TOOL_RETURN_STATUS_ERROR
         answer = ReturnAnswer(text, failed, value.stdout, value.stderr)
         key = digest(["return", text, failed, value.stdout, value.stderr])
@@ -273,12 +305,12 @@ class Reader:
         match value.WhichOneof("decision"):
             case "approve":
                 edited, note = value.approve.edited_arguments_json, value.approve.note
-                self._bounded(f"{path}.approve.edited_arguments_json", edited, self._limits.max_tool_arguments_bytes)
-                self._bounded(f"{path}.approve.note", note, self._limits.max_tool_return_bytes)
+                self.bounded(f"{path}.approve.edited_arguments_json", edited, self._limits.max_tool_arguments_bytes)
+                self.bounded(f"{path}.approve.note", note, self._limits.max_tool_return_bytes)
                 approve = ApproveAnswer(edited, note)
                 return CallAnswer(tool_call_id, self._prefix + path, approve, digest(["approve", edited, note]))
             case "deny":
-                self._bounded(f"{path}.deny.reason", value.deny.reason, self._limits.max_tool_return_bytes)
+                self.bounded(f"{path}.deny.reason", value.deny.reason, self._limits.max_tool_return_bytes)
                 deny = DenyAnswer(value.deny.reason)
                 return CallAnswer(tool_call_id, self._prefix + path, deny, digest(["deny", value.deny.reason]))
             case _:

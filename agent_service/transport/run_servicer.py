@@ -1,4 +1,4 @@
-"""RunService: looks at runs."""
+"""RunService: looks at runs and ends them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import grpc
 import structlog
 from agentrpc.v1 import run_service_pb2 as pb
 from agentrpc.v1 import run_service_pb2_grpc as pb_grpc
+from agentrpc.v1 import runs_pb2
 
+from agent_service.domain.registry import RunFilter
+from agent_service.domain.run import RunStatus
 from agent_service.engine.commands import Caller
 from agent_service.engine.limits import Limits
 from agent_service.engine.runs import Runs
 from agent_service.engine.view import Viewer
 from agent_service.transport import translate
+from agent_service.transport.paging import bounded_page, read_page, write_token
 from agent_service.transport.requests import Reader
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -56,9 +60,45 @@ class RunServicer(pb_grpc.RunServiceServicer):
                 if shown is not None:
                     yield pb.WatchRunResponse(event=translate.event(shown))
 
+    async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
+        reader = Reader(self._limits)
+        which = RunFilter(
+            statuses=frozenset(_status(reader, i, number) for i, number in enumerate(request.statuses)),
+            agent_id=reader.id("agent_id", request.agent_id),
+            conversation_id=reader.id("conversation_id", request.conversation_id),
+            labels=tuple(sorted(reader.labels(request.labels).items())),
+            create_from=reader.time("create_time_from", request.create_time_from, request.HasField("create_time_from")),
+            create_before=reader.time(
+                "create_time_before", request.create_time_before, request.HasField("create_time_before")
+            ),
+        )
+        descending = reader.order(request.order, descending=True)
+        page = read_page(reader.problems, self._limits, request.page_size, request.page_token, descending=descending)
+        reader.done()
+        runs = await self._runs.parts.store.list_runs(self._caller.tenant, which, page)
+        shown = bounded_page(map(translate.run, runs), page.limit - 1, self._limits.max_response_bytes)
+        last = runs[len(shown) - 1].run if shown and len(shown) < len(runs) else None
+        token = write_token(last.create_time, last.run_id) if last else ""
+        return pb.ListRunsResponse(runs=shown, next_page_token=token)
+
+    async def CancelRun(self, request: pb.CancelRunRequest, context: Context) -> pb.CancelRunResponse:
+        self._read_id(Reader(self._limits), request.run_id)
+        return pb.CancelRunResponse(run=translate.run(await self._runs.cancel(self._caller.tenant, request.run_id)))
+
+    async def DeleteRun(self, request: pb.DeleteRunRequest, context: Context) -> pb.DeleteRunResponse:
+        self._read_id(Reader(self._limits), request.run_id)
+        await self._runs.parts.store.delete_run(self._caller.tenant, request.run_id)
+        return pb.DeleteRunResponse()
+
     def _read_id(self, reader: Reader, run_id: str) -> None:
         structlog.contextvars.bind_contextvars(run_id=run_id)
-        reader.id("run_id", run_id)
-        if not run_id:
-            reader.problems.add("run_id", "is empty; name a run")
+        reader.required_id("run_id", run_id, "a run")
         reader.done()
+
+
+def _status(reader: Reader, index: int, number: int) -> RunStatus:
+    if number == runs_pb2.RUN_STATUS_UNSPECIFIED or number not in runs_pb2.RunStatus.values():
+        reader.problems.add(f"statuses[{index}]", f"{number} is not a status of a run")
+        return RunStatus.QUEUED
+    name = runs_pb2.RunStatus.Name(number)  # type: ignore[arg-type]  # checked just above
+    return RunStatus(name.removeprefix("RUN_STATUS_").lower())

@@ -11,6 +11,8 @@ from agentrpc.v1 import (
     agent_registry_service_pb2_grpc,
     agent_service_pb2,
     agent_service_pb2_grpc,
+    inbox_service_pb2,
+    inbox_service_pb2_grpc,
     run_service_pb2,
     run_service_pb2_grpc,
     server_service_pb2,
@@ -23,8 +25,11 @@ from grpc_reflection.v1alpha import reflection
 from agent_service.engine.agents import Agents
 from agent_service.engine.commands import Caller
 from agent_service.engine.limits import MIB, Limits
+from agent_service.engine.registry import Registry
 from agent_service.engine.runs import Runs
 from agent_service.transport.agent_servicer import AgentServicer
+from agent_service.transport.descriptors import ShippedDescriptors
+from agent_service.transport.inbox_servicer import InboxServicer
 from agent_service.transport.interceptors import Guard
 from agent_service.transport.registry_servicer import AgentRegistryServicer
 from agent_service.transport.run_servicer import RunServicer
@@ -35,6 +40,7 @@ SERVICES: tuple[str, ...] = tuple(
     for module, name in (
         (agent_service_pb2, "AgentService"),
         (run_service_pb2, "RunService"),
+        (inbox_service_pb2, "InboxService"),
         (agent_registry_service_pb2, "AgentRegistryService"),
         (server_service_pb2, "ServerService"),
     )
@@ -52,11 +58,19 @@ class Server:
     """A server that is not started yet. `port` is the real one, also when port 0 was asked for."""
 
     def __init__(
-        self, address: str, *, agents: Agents, runs: Runs, limits: Limits, caller: Caller, reflect: bool = True
+        self,
+        address: str,
+        *,
+        agents: Agents,
+        registry: Registry,
+        runs: Runs,
+        limits: Limits,
+        caller: Caller,
+        reflect: bool = True,
     ) -> None:
         self._server = grpc.aio.server(interceptors=[Guard(limits.max_request_bytes)], options=_options(limits))
         self._health = health.aio.HealthServicer()
-        self._add_services(agents, runs, limits, caller)
+        self._add_services(agents, registry, runs, limits, caller)
         if reflect:
             self._add_reflection()
         try:
@@ -76,16 +90,19 @@ class Server:
         await shut_down()
         await self._server.stop(grace)
 
-    def _add_services(self, agents: Agents, runs: Runs, limits: Limits, caller: Caller) -> None:
+    def _add_services(self, agents: Agents, registry: Registry, runs: Runs, limits: Limits, caller: Caller) -> None:
         agent_service_pb2_grpc.add_AgentServiceServicer_to_server(
             AgentServicer(agents, runs, limits, caller), self._server
         )
         run_service_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(runs, limits, caller), self._server)
         agent_registry_service_pb2_grpc.add_AgentRegistryServiceServicer_to_server(
-            AgentRegistryServicer(runs, limits, caller), self._server
+            AgentRegistryServicer(agents, registry, runs, limits, caller), self._server
         )
         server_service_pb2_grpc.add_ServerServiceServicer_to_server(
             ServerServicer(agents, limits, runs.parts.store.name), self._server
+        )
+        inbox_service_pb2_grpc.add_InboxServiceServicer_to_server(
+            InboxServicer(runs.parts.store, limits, caller), self._server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
@@ -93,7 +110,9 @@ class Server:
         """Reflection under both of its names (the messages are the same on the wire). The error details are in the
         default descriptor pool because they are imported, so that tools can show them."""
         assert error_details_pb2.DESCRIPTOR.pool is not None
-        servicer = reflection.aio.ReflectionServicer(service_names=(*SERVICES, health.SERVICE_NAME, *_REFLECTION))
+        servicer = reflection.aio.ReflectionServicer(
+            service_names=(*SERVICES, health.SERVICE_NAME, *_REFLECTION), pool=ShippedDescriptors()
+        )
         for name in _REFLECTION:
             handler = grpc.stream_stream_rpc_method_handler(
                 servicer.ServerReflectionInfo,

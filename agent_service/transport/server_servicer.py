@@ -16,7 +16,16 @@ from agent_service.transport import translate
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-CAPABILITIES = ("client_tools", "approvals", "partial_submits", "background", "resumable_streams", "dry_run")
+CAPABILITIES = (
+    "client_tools",
+    "approvals",
+    "partial_submits",
+    "background",
+    "resumable_streams",
+    "dry_run",
+    "agents",
+    "inbox",
+)
 """What clients may rely on."""
 
 
@@ -24,12 +33,11 @@ class ServerServicer(pb_grpc.ServerServiceServicer):
     """Answers from what was configured at the start."""
 
     def __init__(self, agents: Agents, limits: Limits, store: str) -> None:
-        definitions = agents.definitions
         self._info = pb.GetServerInfoResponse(
             version=__version__,
             capabilities=CAPABILITIES,
-            agents=[_agent(d, is_default=d is definitions[0]) for d in definitions],
-            default_model=definitions[0].model,
+            agents=[_agent(known.definition, is_default=known.is_default) for known in agents.configured],
+            default_model=agents.default_model,
             store=store,
             limits=translate.limits(limits),
         )
@@ -43,6 +51,6 @@ def _agent(definition: AgentDefinition, *, is_default: bool) -> pb.AgentInfo:
         agent_id=definition.agent_id,
         is_default=is_default,
         kind=definition.kind.value,
-        client_tools=definition.kind is AgentKind.LLM,
+        client_tools=definition.kind is not AgentKind.RESPONDER,
         server_tools=definition.server_tools,
     )

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agentrpc.v1 import agent_service_pb2, errors_pb2, events_pb2, messages_pb2, runs_pb2, server_service_pb2, tools_pb2
+from agentrpc.v1 import (
+    agent_service_pb2,
+    agents_pb2,
+    errors_pb2,
+    events_pb2,
+    inbox_service_pb2,
+    messages_pb2,
+    runs_pb2,
+    server_service_pb2,
+    tools_pb2,
+)
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -13,8 +23,10 @@ from agent_service.domain import event as ev
 from agent_service.domain import message as msg
 from agent_service.domain.draft import Snapshot
 from agent_service.domain.errors import Reason
-from agent_service.domain.run import Run, RunError, RunStatus, StopReason, Usage
+from agent_service.domain.registry import Conversation, WaitingCall
+from agent_service.domain.run import AgentKind, Run, RunError, RunStatus, StopReason, Usage
 from agent_service.domain.tool import Outcome, PendingCall, PendingKind, ToolCall, pending_of
+from agent_service.engine.agents import KnownAgent
 from agent_service.engine.commands import Built
 from agent_service.engine.limits import Limits
 
@@ -42,6 +54,7 @@ _STOP_REASON = _numbers(runs_pb2.StopReason, "STOP_REASON_", StopReason)
 _OUTCOME = _numbers(tools_pb2.ToolCallOutcome, "TOOL_CALL_OUTCOME_", Outcome)
 _KIND = _numbers(tools_pb2.PendingKind, "PENDING_KIND_", PendingKind)
 _REASON = _numbers(errors_pb2.ErrorReason, "ERROR_REASON_", Reason)
+_AGENT_KIND = _numbers(agents_pb2.AgentKind, "AGENT_KIND_", AgentKind)
 _CAUSE = _numbers(events_pb2.RunCause, "RUN_CAUSE_", ev.RunCause)
 
 
@@ -62,6 +75,49 @@ def pending_calls(calls: Iterable[PendingCall]) -> list[tools_pb2.PendingToolCal
         )
         for call in calls
     ]
+
+
+def waiting_call(value: WaitingCall) -> inbox_service_pb2.WaitingToolCall:
+    """A pending call and where it belongs."""
+    return inbox_service_pb2.WaitingToolCall(
+        call=pending_calls([value.call])[0],
+        run_id=value.run_id,
+        conversation_id=value.conversation_id,
+        agent_id=value.agent_id,
+        pending_time=timestamp(value.pending_time),
+    )
+
+
+def agent(value: KnownAgent) -> agents_pb2.Agent:
+    """An agent; of the configuration if it has no record."""
+    definition, record = value.definition, value.record
+    return agents_pb2.Agent(
+        agent_id=definition.agent_id,
+        kind=_AGENT_KIND[definition.kind],
+        description=definition.description,
+        instructions=definition.instructions,
+        model=definition.model,
+        server_tools=definition.server_tools,
+        message_tool=definition.message_tool,
+        message_argument=definition.message_argument,
+        etag=record.etag if record else "",
+        revision=record.revision if record else 0,
+        create_time=timestamp(record.create_time) if record else None,
+        update_time=timestamp(record.update_time) if record else None,
+        configured=record is None,
+        is_default=value.is_default,
+    )
+
+
+def conversation(value: Conversation) -> agents_pb2.Conversation:
+    """A conversation."""
+    return agents_pb2.Conversation(
+        conversation_id=value.conversation_id,
+        labels=value.labels,
+        create_time=timestamp(value.create_time),
+        message_count=value.message_count,
+        active_run_id=value.active_run_id,
+    )
 
 
 def message(value: msg.Message) -> messages_pb2.Message:
@@ -155,6 +211,7 @@ def run(snapshot: Snapshot) -> runs_pb2.Run:
         end_time=timestamp(value.end_time),
         labels=value.labels,
         overridden_tools=value.overridden_tools,
+        agent_revision=value.agent_revision,
     )
     if value.stop_reason is not None:
         result.stop_reason = _STOP_REASON[value.stop_reason]

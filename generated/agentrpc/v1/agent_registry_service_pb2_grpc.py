@@ -26,9 +26,12 @@ if _version_not_supported:
 
 
 class AgentRegistryServiceStub:
-    """Reads what conversations hold.
+    """Keeps agents and conversations, and reads what conversations hold.
 
-    The protocol: `ListMessages` with a conversation's id, page by page, oldest first.
+    The protocol: agents of the server's configuration are there from the start. `CreateAgent` makes others; `UpdateAgent`
+    changes what the mask names, and only if nobody changed the agent since the `etag` you read. A conversation begins with
+    its first run, or before by `CreateConversation`, if you want to choose its id or labels. `ListMessages` reads it, page
+    by page.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -41,6 +44,51 @@ class AgentRegistryServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.CreateAgent = channel.unary_unary(
+                '/agentrpc.v1.AgentRegistryService/CreateAgent',
+                request_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.CreateAgentRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.CreateAgentResponse.FromString,
+                _registered_method=True)
+        self.GetAgent = channel.unary_unary(
+                '/agentrpc.v1.AgentRegistryService/GetAgent',
+                request_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.GetAgentRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.GetAgentResponse.FromString,
+                _registered_method=True)
+        self.ListAgents = channel.unary_unary(
+                '/agentrpc.v1.AgentRegistryService/ListAgents',
+                request_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.ListAgentsRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.ListAgentsResponse.FromString,
+                _registered_method=True)
+        self.UpdateAgent = channel.unary_unary(
+                '/agentrpc.v1.AgentRegistryService/UpdateAgent',
+                request_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.UpdateAgentRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.UpdateAgentResponse.FromString,
+                _registered_method=True)
+        self.DeleteAgent = channel.unary_unary(
+                '/agentrpc.v1.AgentRegistryService/DeleteAgent',
+                request_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.DeleteAgentRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.DeleteAgentResponse.FromString,
+                _registered_method=True)
+        self.CreateConversation = channel.unary_unary(
+                '/agentrpc.v1.AgentRegistryService/CreateConversation',
+                request_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.CreateConversationRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.CreateConversationResponse.FromString,
+                _registered_method=True)
+        self.GetConversation = channel.unary_unary(
+                '/agentrpc.v1.AgentRegistryService/GetConversation',
+                request_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.GetConversationRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.GetConversationResponse.FromString,
+                _registered_method=True)
+        self.ListConversations = channel.unary_unary(
+                '/agentrpc.v1.AgentRegistryService/ListConversations',
+                request_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.ListConversationsRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.ListConversationsResponse.FromString,
+                _registered_method=True)
+        self.DeleteConversation = channel.unary_unary(
+                '/agentrpc.v1.AgentRegistryService/DeleteConversation',
+                request_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.DeleteConversationRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.DeleteConversationResponse.FromString,
+                _registered_method=True)
         self.ListMessages = channel.unary_unary(
                 '/agentrpc.v1.AgentRegistryService/ListMessages',
                 request_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.ListMessagesRequest.SerializeToString,
@@ -49,17 +97,87 @@ class AgentRegistryServiceStub:
 
 
 class AgentRegistryServiceServicer:
-    """Reads what conversations hold.
+    """Keeps agents and conversations, and reads what conversations hold.
 
-    The protocol: `ListMessages` with a conversation's id, page by page, oldest first.
+    The protocol: agents of the server's configuration are there from the start. `CreateAgent` makes others; `UpdateAgent`
+    changes what the mask names, and only if nobody changed the agent since the `etag` you read. A conversation begins with
+    its first run, or before by `CreateConversation`, if you want to choose its id or labels. `ListMessages` reads it, page
+    by page.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
     with the same id.
     """
 
+    def CreateAgent(self, request, context):
+        """Makes an agent. With an `agent_id` of your own a repeat with the same content returns the agent; with another
+        content it is ALREADY_EXISTS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAgent(self, request, context):
+        """An agent as it is now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAgents(self, request, context):
+        """All agents by id, page by page, those of the configuration first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateAgent(self, request, context):
+        """Changes an agent. Runs that have started keep what they were started with.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAgent(self, request, context):
+        """Deletes an agent. Runs that have started go on. A repeat is NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateConversation(self, request, context):
+        """Makes an empty conversation. With a `conversation_id` of your own a repeat with the same labels returns it; with
+        others it is ALREADY_EXISTS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetConversation(self, request, context):
+        """A conversation as it is now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListConversations(self, request, context):
+        """Conversations, page by page, newest first unless asked otherwise.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteConversation(self, request, context):
+        """Deletes a conversation with its messages and runs. While one of its runs is active: FAILED_PRECONDITION. A repeat is
+        NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListMessages(self, request, context):
-        """The messages of a conversation in order, oldest first. A page is bounded by count and by bytes.
+        """The messages of a conversation in order, oldest first unless asked otherwise. A page is bounded by count and by
+        bytes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -68,6 +186,51 @@ class AgentRegistryServiceServicer:
 
 def add_AgentRegistryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'CreateAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateAgent,
+                    request_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.CreateAgentRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.CreateAgentResponse.SerializeToString,
+            ),
+            'GetAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAgent,
+                    request_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.GetAgentRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.GetAgentResponse.SerializeToString,
+            ),
+            'ListAgents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAgents,
+                    request_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.ListAgentsRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.ListAgentsResponse.SerializeToString,
+            ),
+            'UpdateAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateAgent,
+                    request_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.UpdateAgentRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.UpdateAgentResponse.SerializeToString,
+            ),
+            'DeleteAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAgent,
+                    request_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.DeleteAgentRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.DeleteAgentResponse.SerializeToString,
+            ),
+            'CreateConversation': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateConversation,
+                    request_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.CreateConversationRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.CreateConversationResponse.SerializeToString,
+            ),
+            'GetConversation': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetConversation,
+                    request_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.GetConversationRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.GetConversationResponse.SerializeToString,
+            ),
+            'ListConversations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListConversations,
+                    request_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.ListConversationsRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.ListConversationsResponse.SerializeToString,
+            ),
+            'DeleteConversation': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteConversation,
+                    request_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.DeleteConversationRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.DeleteConversationResponse.SerializeToString,
+            ),
             'ListMessages': grpc.unary_unary_rpc_method_handler(
                     servicer.ListMessages,
                     request_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.ListMessagesRequest.FromString,
@@ -82,14 +245,260 @@ def add_AgentRegistryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AgentRegistryService:
-    """Reads what conversations hold.
+    """Keeps agents and conversations, and reads what conversations hold.
 
-    The protocol: `ListMessages` with a conversation's id, page by page, oldest first.
+    The protocol: agents of the server's configuration are there from the start. `CreateAgent` makes others; `UpdateAgent`
+    changes what the mask names, and only if nobody changed the agent since the `etag` you read. A conversation begins with
+    its first run, or before by `CreateConversation`, if you want to choose its id or labels. `ListMessages` reads it, page
+    by page.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
     with the same id.
     """
+
+    @staticmethod
+    def CreateAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.AgentRegistryService/CreateAgent',
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.CreateAgentRequest.SerializeToString,
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.CreateAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.AgentRegistryService/GetAgent',
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.GetAgentRequest.SerializeToString,
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.GetAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAgents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.AgentRegistryService/ListAgents',
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.ListAgentsRequest.SerializeToString,
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.ListAgentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.AgentRegistryService/UpdateAgent',
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.UpdateAgentRequest.SerializeToString,
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.UpdateAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.AgentRegistryService/DeleteAgent',
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.DeleteAgentRequest.SerializeToString,
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.DeleteAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateConversation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.AgentRegistryService/CreateConversation',
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.CreateConversationRequest.SerializeToString,
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.CreateConversationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetConversation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.AgentRegistryService/GetConversation',
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.GetConversationRequest.SerializeToString,
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.GetConversationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListConversations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.AgentRegistryService/ListConversations',
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.ListConversationsRequest.SerializeToString,
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.ListConversationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteConversation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.AgentRegistryService/DeleteConversation',
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.DeleteConversationRequest.SerializeToString,
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.DeleteConversationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def ListMessages(request,

@@ -27,9 +27,12 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AgentRegistryServiceStub:
-    """Reads what conversations hold.
+    """Keeps agents and conversations, and reads what conversations hold.
 
-    The protocol: `ListMessages` with a conversation's id, page by page, oldest first.
+    The protocol: agents of the server's configuration are there from the start. `CreateAgent` makes others; `UpdateAgent`
+    changes what the mask names, and only if nobody changed the agent since the `etag` you read. A conversation begins with
+    its first run, or before by `CreateConversation`, if you want to choose its id or labels. `ListMessages` reads it, page
+    by page.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -40,14 +43,43 @@ class AgentRegistryServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AgentRegistryServiceAsyncStub: ...
+    CreateAgent: _grpc.UnaryUnaryMultiCallable[_agent_registry_service_pb2.CreateAgentRequest, _agent_registry_service_pb2.CreateAgentResponse]
+    """Makes an agent. With an `agent_id` of your own a repeat with the same content returns the agent; with another
+    content it is ALREADY_EXISTS.
+    """
+    GetAgent: _grpc.UnaryUnaryMultiCallable[_agent_registry_service_pb2.GetAgentRequest, _agent_registry_service_pb2.GetAgentResponse]
+    """An agent as it is now."""
+    ListAgents: _grpc.UnaryUnaryMultiCallable[_agent_registry_service_pb2.ListAgentsRequest, _agent_registry_service_pb2.ListAgentsResponse]
+    """All agents by id, page by page, those of the configuration first."""
+    UpdateAgent: _grpc.UnaryUnaryMultiCallable[_agent_registry_service_pb2.UpdateAgentRequest, _agent_registry_service_pb2.UpdateAgentResponse]
+    """Changes an agent. Runs that have started keep what they were started with."""
+    DeleteAgent: _grpc.UnaryUnaryMultiCallable[_agent_registry_service_pb2.DeleteAgentRequest, _agent_registry_service_pb2.DeleteAgentResponse]
+    """Deletes an agent. Runs that have started go on. A repeat is NOT_FOUND."""
+    CreateConversation: _grpc.UnaryUnaryMultiCallable[_agent_registry_service_pb2.CreateConversationRequest, _agent_registry_service_pb2.CreateConversationResponse]
+    """Makes an empty conversation. With a `conversation_id` of your own a repeat with the same labels returns it; with
+    others it is ALREADY_EXISTS.
+    """
+    GetConversation: _grpc.UnaryUnaryMultiCallable[_agent_registry_service_pb2.GetConversationRequest, _agent_registry_service_pb2.GetConversationResponse]
+    """A conversation as it is now."""
+    ListConversations: _grpc.UnaryUnaryMultiCallable[_agent_registry_service_pb2.ListConversationsRequest, _agent_registry_service_pb2.ListConversationsResponse]
+    """Conversations, page by page, newest first unless asked otherwise."""
+    DeleteConversation: _grpc.UnaryUnaryMultiCallable[_agent_registry_service_pb2.DeleteConversationRequest, _agent_registry_service_pb2.DeleteConversationResponse]
+    """Deletes a conversation with its messages and runs. While one of its runs is active: FAILED_PRECONDITION. A repeat is
+    NOT_FOUND.
+    """
     ListMessages: _grpc.UnaryUnaryMultiCallable[_agent_registry_service_pb2.ListMessagesRequest, _agent_registry_service_pb2.ListMessagesResponse]
-    """The messages of a conversation in order, oldest first. A page is bounded by count and by bytes."""
+    """The messages of a conversation in order, oldest first unless asked otherwise. A page is bounded by count and by
+    bytes.
+    """
 
 @_typing.type_check_only
 class AgentRegistryServiceAsyncStub(AgentRegistryServiceStub):
-    """Reads what conversations hold.
+    """Keeps agents and conversations, and reads what conversations hold.
 
-    The protocol: `ListMessages` with a conversation's id, page by page, oldest first.
+    The protocol: agents of the server's configuration are there from the start. `CreateAgent` makes others; `UpdateAgent`
+    changes what the mask names, and only if nobody changed the agent since the `etag` you read. A conversation begins with
+    its first run, or before by `CreateConversation`, if you want to choose its id or labels. `ListMessages` reads it, page
+    by page.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -55,13 +87,42 @@ class AgentRegistryServiceAsyncStub(AgentRegistryServiceStub):
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    CreateAgent: _aio.UnaryUnaryMultiCallable[_agent_registry_service_pb2.CreateAgentRequest, _agent_registry_service_pb2.CreateAgentResponse]  # type: ignore[assignment]
+    """Makes an agent. With an `agent_id` of your own a repeat with the same content returns the agent; with another
+    content it is ALREADY_EXISTS.
+    """
+    GetAgent: _aio.UnaryUnaryMultiCallable[_agent_registry_service_pb2.GetAgentRequest, _agent_registry_service_pb2.GetAgentResponse]  # type: ignore[assignment]
+    """An agent as it is now."""
+    ListAgents: _aio.UnaryUnaryMultiCallable[_agent_registry_service_pb2.ListAgentsRequest, _agent_registry_service_pb2.ListAgentsResponse]  # type: ignore[assignment]
+    """All agents by id, page by page, those of the configuration first."""
+    UpdateAgent: _aio.UnaryUnaryMultiCallable[_agent_registry_service_pb2.UpdateAgentRequest, _agent_registry_service_pb2.UpdateAgentResponse]  # type: ignore[assignment]
+    """Changes an agent. Runs that have started keep what they were started with."""
+    DeleteAgent: _aio.UnaryUnaryMultiCallable[_agent_registry_service_pb2.DeleteAgentRequest, _agent_registry_service_pb2.DeleteAgentResponse]  # type: ignore[assignment]
+    """Deletes an agent. Runs that have started go on. A repeat is NOT_FOUND."""
+    CreateConversation: _aio.UnaryUnaryMultiCallable[_agent_registry_service_pb2.CreateConversationRequest, _agent_registry_service_pb2.CreateConversationResponse]  # type: ignore[assignment]
+    """Makes an empty conversation. With a `conversation_id` of your own a repeat with the same labels returns it; with
+    others it is ALREADY_EXISTS.
+    """
+    GetConversation: _aio.UnaryUnaryMultiCallable[_agent_registry_service_pb2.GetConversationRequest, _agent_registry_service_pb2.GetConversationResponse]  # type: ignore[assignment]
+    """A conversation as it is now."""
+    ListConversations: _aio.UnaryUnaryMultiCallable[_agent_registry_service_pb2.ListConversationsRequest, _agent_registry_service_pb2.ListConversationsResponse]  # type: ignore[assignment]
+    """Conversations, page by page, newest first unless asked otherwise."""
+    DeleteConversation: _aio.UnaryUnaryMultiCallable[_agent_registry_service_pb2.DeleteConversationRequest, _agent_registry_service_pb2.DeleteConversationResponse]  # type: ignore[assignment]
+    """Deletes a conversation with its messages and runs. While one of its runs is active: FAILED_PRECONDITION. A repeat is
+    NOT_FOUND.
+    """
     ListMessages: _aio.UnaryUnaryMultiCallable[_agent_registry_service_pb2.ListMessagesRequest, _agent_registry_service_pb2.ListMessagesResponse]  # type: ignore[assignment]
-    """The messages of a conversation in order, oldest first. A page is bounded by count and by bytes."""
+    """The messages of a conversation in order, oldest first unless asked otherwise. A page is bounded by count and by
+    bytes.
+    """
 
 class AgentRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Reads what conversations hold.
+    """Keeps agents and conversations, and reads what conversations hold.
 
-    The protocol: `ListMessages` with a conversation's id, page by page, oldest first.
+    The protocol: agents of the server's configuration are there from the start. `CreateAgent` makes others; `UpdateAgent`
+    changes what the mask names, and only if nobody changed the agent since the `etag` you read. A conversation begins with
+    its first run, or before by `CreateConversation`, if you want to choose its id or labels. `ListMessages` reads it, page
+    by page.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -69,11 +130,91 @@ class AgentRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     """
 
     @_abc_1.abstractmethod
+    def CreateAgent(
+        self,
+        request: _agent_registry_service_pb2.CreateAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_registry_service_pb2.CreateAgentResponse, _abc.Awaitable[_agent_registry_service_pb2.CreateAgentResponse]]:
+        """Makes an agent. With an `agent_id` of your own a repeat with the same content returns the agent; with another
+        content it is ALREADY_EXISTS.
+        """
+
+    @_abc_1.abstractmethod
+    def GetAgent(
+        self,
+        request: _agent_registry_service_pb2.GetAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_registry_service_pb2.GetAgentResponse, _abc.Awaitable[_agent_registry_service_pb2.GetAgentResponse]]:
+        """An agent as it is now."""
+
+    @_abc_1.abstractmethod
+    def ListAgents(
+        self,
+        request: _agent_registry_service_pb2.ListAgentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_registry_service_pb2.ListAgentsResponse, _abc.Awaitable[_agent_registry_service_pb2.ListAgentsResponse]]:
+        """All agents by id, page by page, those of the configuration first."""
+
+    @_abc_1.abstractmethod
+    def UpdateAgent(
+        self,
+        request: _agent_registry_service_pb2.UpdateAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_registry_service_pb2.UpdateAgentResponse, _abc.Awaitable[_agent_registry_service_pb2.UpdateAgentResponse]]:
+        """Changes an agent. Runs that have started keep what they were started with."""
+
+    @_abc_1.abstractmethod
+    def DeleteAgent(
+        self,
+        request: _agent_registry_service_pb2.DeleteAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_registry_service_pb2.DeleteAgentResponse, _abc.Awaitable[_agent_registry_service_pb2.DeleteAgentResponse]]:
+        """Deletes an agent. Runs that have started go on. A repeat is NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def CreateConversation(
+        self,
+        request: _agent_registry_service_pb2.CreateConversationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_registry_service_pb2.CreateConversationResponse, _abc.Awaitable[_agent_registry_service_pb2.CreateConversationResponse]]:
+        """Makes an empty conversation. With a `conversation_id` of your own a repeat with the same labels returns it; with
+        others it is ALREADY_EXISTS.
+        """
+
+    @_abc_1.abstractmethod
+    def GetConversation(
+        self,
+        request: _agent_registry_service_pb2.GetConversationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_registry_service_pb2.GetConversationResponse, _abc.Awaitable[_agent_registry_service_pb2.GetConversationResponse]]:
+        """A conversation as it is now."""
+
+    @_abc_1.abstractmethod
+    def ListConversations(
+        self,
+        request: _agent_registry_service_pb2.ListConversationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_registry_service_pb2.ListConversationsResponse, _abc.Awaitable[_agent_registry_service_pb2.ListConversationsResponse]]:
+        """Conversations, page by page, newest first unless asked otherwise."""
+
+    @_abc_1.abstractmethod
+    def DeleteConversation(
+        self,
+        request: _agent_registry_service_pb2.DeleteConversationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_registry_service_pb2.DeleteConversationResponse, _abc.Awaitable[_agent_registry_service_pb2.DeleteConversationResponse]]:
+        """Deletes a conversation with its messages and runs. While one of its runs is active: FAILED_PRECONDITION. A repeat is
+        NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
     def ListMessages(
         self,
         request: _agent_registry_service_pb2.ListMessagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agent_registry_service_pb2.ListMessagesResponse, _abc.Awaitable[_agent_registry_service_pb2.ListMessagesResponse]]:
-        """The messages of a conversation in order, oldest first. A page is bounded by count and by bytes."""
+        """The messages of a conversation in order, oldest first unless asked otherwise. A page is bounded by count and by
+        bytes.
+        """
 
 def add_AgentRegistryServiceServicer_to_server(servicer: AgentRegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

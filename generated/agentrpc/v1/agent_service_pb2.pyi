@@ -93,6 +93,7 @@ class StepRequest(_message.Message):
     SYSTEM_PROMPT_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     PARALLEL_TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    RUN_TIMEOUT_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """The agent; empty means the server's default agent."""
     conversation_id: _builtins.str
@@ -150,6 +151,12 @@ class StepRequest(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The caller's own labels, at most 32; keys 1 to 64 of [A-Za-z0-9._:-], values at most 256 characters."""
 
+    @_builtins.property
+    def run_timeout(self) -> _duration_pb2.Duration:
+        """How long the run may be RUNNING, summed over all pauses, which do not count; when over, it fails with
+        STOP_REASON_ERROR and RUN_TIMED_OUT. Unset means without end; below one millisecond is refused.
+        """
+
     def __init__(
         self,
         *,
@@ -170,10 +177,11 @@ class StepRequest(_message.Message):
         system_prompt: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         parallel_tool_calls: _builtins.bool | None = ...,
+        run_timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps", "_parallel_tool_calls", b"_parallel_tool_calls", "_use_assistant_message", b"_use_assistant_message", "max_steps", b"max_steps", "max_wait", b"max_wait", "parallel_tool_calls", b"parallel_tool_calls", "tool_choice", b"tool_choice", "use_assistant_message", b"use_assistant_message"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps", "_parallel_tool_calls", b"_parallel_tool_calls", "_use_assistant_message", b"_use_assistant_message", "max_steps", b"max_steps", "max_wait", b"max_wait", "parallel_tool_calls", b"parallel_tool_calls", "run_timeout", b"run_timeout", "tool_choice", b"tool_choice", "use_assistant_message", b"use_assistant_message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps", "_parallel_tool_calls", b"_parallel_tool_calls", "_use_assistant_message", b"_use_assistant_message", "agent_id", b"agent_id", "background", b"background", "client_tools", b"client_tools", "conversation_id", b"conversation_id", "include_return_message_types", b"include_return_message_types", "input_messages", b"input_messages", "labels", b"labels", "max_steps", b"max_steps", "max_wait", b"max_wait", "model", b"model", "on_disconnect", b"on_disconnect", "parallel_tool_calls", b"parallel_tool_calls", "request_start_timestamp_ns", b"request_start_timestamp_ns", "run_id", b"run_id", "system_prompt", b"system_prompt", "tool_choice", b"tool_choice", "use_assistant_message", b"use_assistant_message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps", "_parallel_tool_calls", b"_parallel_tool_calls", "_use_assistant_message", b"_use_assistant_message", "agent_id", b"agent_id", "background", b"background", "client_tools", b"client_tools", "conversation_id", b"conversation_id", "include_return_message_types", b"include_return_message_types", "input_messages", b"input_messages", "labels", b"labels", "max_steps", b"max_steps", "max_wait", b"max_wait", "model", b"model", "on_disconnect", b"on_disconnect", "parallel_tool_calls", b"parallel_tool_calls", "request_start_timestamp_ns", b"request_start_timestamp_ns", "run_id", b"run_id", "run_timeout", b"run_timeout", "system_prompt", b"system_prompt", "tool_choice", b"tool_choice", "use_assistant_message", b"use_assistant_message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_steps: _TypeAlias = _typing.Literal["max_steps"]  # noqa: Y015
     _WhichOneofArgType__max_steps: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps"]  # noqa: Y015

@@ -29,200 +29,469 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Never sent."""
     ERROR_REASON_INVALID_FIELD: _ErrorReason.ValueType  # 1
-    """A field is missing, malformed or out of bounds; nothing was stored.
-    Code INVALID_ARGUMENT, with BadRequest field violations:
-      "max_steps: 0 is below 1; send 1 or more, or leave it unset for 50"
+    """Reasons of refused calls (`google.rpc.ErrorInfo.reason`).
+
+    A field is missing, malformed or out of bounds. All such fields of the request are named at once, at most 16, as
+    BadRequest field violations; there is none when the bytes are no message of the method. Correct them.
+    Code: INVALID_ARGUMENT.
+    Metadata: violations_total, only when there are more than 16.
+    Message: "max_steps: 0 is below 1; send 1 or more, or leave it unset for 50"
     """
     ERROR_REASON_INVALID_TOOL_SCHEMA: _ErrorReason.ValueType  # 2
-    """A client tool's schema cannot be used. Code INVALID_ARGUMENT, with BadRequest field violations:
-      "client_tools[1].parameters_json: not valid JSON Schema: at /type: 'strng' is not one of ..."
+    """A schema of a client tool cannot be used; named as BadRequest field violations. Correct it.
+    Code: INVALID_ARGUMENT.
+    Metadata: violations_total, only when there are more than 16.
+    Message: "client_tools[1].parameters_json: not valid JSON Schema: at /properties/age/type: 'strng' is not valid
+    under any of the given schemas"
     """
     ERROR_REASON_UNKNOWN_TOOL_CALL: _ErrorReason.ValueType  # 3
-    """A submit names a call that is not one of this run, or names one twice. Code INVALID_ARGUMENT, with BadRequest:
-      "tool_returns[0].tool_call_id: 'call_x' is not a call of run_8f; pending: call_1a"
+    """A submit names a call that is not one of this run, or names one twice; named as BadRequest field violations.
+    Nothing of the submit was taken. Answer the calls in `Run.pending_tool_calls`.
+    Code: INVALID_ARGUMENT.
+    Metadata: violations_total, only when there are more than 16.
+    Message: "tool_returns[0].tool_call_id: 'call_x' is not a call of run_8f; pending: call_1a"
     """
     ERROR_REASON_SCHEMA_VIOLATION: _ErrorReason.ValueType  # 4
-    """A return does not satisfy the tool's result schema, or edited arguments do not satisfy its parameters; the call
-    stays pending. Code INVALID_ARGUMENT, with BadRequest:
-      "tool_returns[0].text: against the result schema of 'get_age' at /age: 'x' is not of type 'integer'"
+    """A return does not satisfy the tool's result schema, or edited arguments do not satisfy its parameters; named as
+    BadRequest field violations. Nothing of the submit was taken, the call stays pending. Correct it, or return an
+    error.
+    Code: INVALID_ARGUMENT.
+    Metadata: violations_total, only when there are more than 16.
+    Message: "tool_returns[0].text: against the result schema of 'get_age' at /age: 'x' is not of type 'integer'"
     """
     ERROR_REASON_AGENT_NOT_FOUND: _ErrorReason.ValueType  # 5
-    """No such agent. Code NOT_FOUND: "agent_id: no agent 'sales'; known: default, responder"."""
+    """There is no such agent. ListAgents shows those there are.
+    Code: NOT_FOUND.
+    Message: "agent_id: no agent 'sales'; configured: default, responder; ListAgents shows all"
+    """
     ERROR_REASON_RUN_NOT_FOUND: _ErrorReason.ValueType  # 6
-    """No such run. Code NOT_FOUND: "run_id: no run 'run_8f'"."""
+    """There is no such run, or it was deleted.
+    Code: NOT_FOUND.
+    Message: "run_id: no run 'run_8f'"
+    """
     ERROR_REASON_CONVERSATION_NOT_FOUND: _ErrorReason.ValueType  # 7
-    """No such conversation. Code NOT_FOUND: "conversation_id: no conversation 'conv_2c'; leave it empty to begin one"."""
+    """There is no such conversation. To begin one, leave its id empty or call CreateConversation.
+    Code: NOT_FOUND.
+    Message: "conversation_id: no conversation 'conv_2c'; leave it empty to begin one"
+    """
     ERROR_REASON_CONVERSATION_PAUSED: _ErrorReason.ValueType  # 8
-    """The conversation's run waits for tool returns or approvals. Code FAILED_PRECONDITION; metadata: run_id,
-    pending_total, and pending_0 to pending_15 as "tool_call_id name kind":
-      "conversation conv_2c is paused by run_8f, which waits for: call_1a (get_secret_code); submit their returns first"
+    """The conversation's run waits for tool returns or approvals. Submit them, or cancel the run; then repeat.
+    Code: FAILED_PRECONDITION.
+    Metadata: run_id; pending_total; pending_0 to at most pending_15, each "tool_call_id name kind".
+    Message: "conversation conv_2c is paused by run_8f, which waits for: call_1a (get_secret_code); submit their
+    returns first"
     """
     ERROR_REASON_CONVERSATION_BUSY: _ErrorReason.ValueType  # 9
-    """Another run of the conversation is running. Code ABORTED; metadata: run_id. Try again when it has stopped:
-      "conversation conv_2c is busy with run_8f (RUNNING)"
+    """Another run of the conversation is running. Repeat when it has stopped (WatchRun tells), or cancel it.
+    Code: ABORTED.
+    Metadata: run_id.
+    Message: "conversation conv_2c is busy with run_8f (RUNNING); try again when it has stopped"
     """
     ERROR_REASON_CALL_EXPIRED: _ErrorReason.ValueType  # 10
-    """The call expired before it was answered. Code FAILED_PRECONDITION; metadata: tool_call_id, outcome, time."""
+    """The call expired before it was answered; the model has been told so. Do not send the return again.
+    Code: FAILED_PRECONDITION.
+    Metadata: tool_call_id; outcome; time, when it expired.
+    Message: "tool_returns[0].tool_call_id: call_1a (get_secret_code) is already settled as EXPIRED"
+    """
     ERROR_REASON_CALL_CANCELLED: _ErrorReason.ValueType  # 11
-    """The call was closed because its run was cancelled or ended. Code FAILED_PRECONDITION; metadata as above."""
+    """The call was closed because its run was cancelled or ended. Do not send the return again.
+    Code: FAILED_PRECONDITION.
+    Metadata: tool_call_id; outcome; time, when it was closed.
+    Message: "tool_returns[0].tool_call_id: call_1a (get_secret_code) is already settled as CANCELLED"
+    """
     ERROR_REASON_CALL_ALREADY_SETTLED: _ErrorReason.ValueType  # 12
-    """The call already has another outcome. Code ALREADY_EXISTS; metadata: tool_call_id, outcome, time:
-      "tool_returns[0].tool_call_id: call_1a is already settled as RETURNED with another content"
+    """The call already has another outcome, or was approved in another way; the first one stands. Somebody else was
+    faster, or a tool was executed twice.
+    Code: ALREADY_EXISTS.
+    Metadata: tool_call_id; outcome (APPROVED where it has none yet); time, when it got its outcome.
+    Message: "tool_returns[0].tool_call_id: call_1a (get_secret_code) is already settled as RETURNED with another
+    content; an outcome never changes"
     """
     ERROR_REASON_CALL_NEEDS_TOOL_RETURN: _ErrorReason.ValueType  # 13
-    """`approve` was sent for a client tool call. Code FAILED_PRECONDITION:
-      "approvals[0]: call_1a is executed by the client; send tool_returns (or deny it)"
+    """`approve` was sent for a client tool call. Execute the call and send `tool_returns`, or deny it.
+    Code: FAILED_PRECONDITION.
+    Metadata: tool_call_id.
+    Message: "approvals[0]: call_1a (get_secret_code) is executed by the client; send tool_returns (or deny it)"
     """
     ERROR_REASON_CALL_NEEDS_APPROVAL: _ErrorReason.ValueType  # 14
-    """A tool return was sent for a call that waits for a decision. Code FAILED_PRECONDITION:
-      "tool_returns[0]: call_1a is executed by the server and waits for a decision; send approvals"
+    """A tool return was sent for a server tool call that waits for a decision. Send `approvals`.
+    Code: FAILED_PRECONDITION.
+    Metadata: tool_call_id.
+    Message: "tool_returns[0]: call_1a (order) is executed by the server and waits for a decision; send approvals"
     """
     ERROR_REASON_CALL_NOT_PENDING: _ErrorReason.ValueType  # 24
-    """The server executes the call by itself and waits for nothing. Code FAILED_PRECONDITION; metadata: tool_call_id."""
+    """The server executes the call by itself and waits for nothing. Send nothing for it.
+    Code: FAILED_PRECONDITION.
+    Metadata: tool_call_id; outcome, which is PROPOSED or STARTED here.
+    Message: "tool_returns[0].tool_call_id: call_1a (stock) is executed by the server by itself; nothing to send"
+    """
     ERROR_REASON_RUN_ID_REUSED: _ErrorReason.ValueType  # 15
-    """The run_id was used before with another request. Code ALREADY_EXISTS; metadata: run_id."""
+    """The run_id was used before with another request, also if that run was deleted within the last seven days. Send the
+    first request again, or choose another run_id.
+    Code: ALREADY_EXISTS.
+    Metadata: run_id.
+    Message: "run_id: 'run_8f' was used for another request; send that one again, or a new run_id"
+    """
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 16
-    """The request_id was used before in this run with other outcomes. Code ALREADY_EXISTS; metadata: request_id."""
+    """The request_id was used before in this run with other outcomes. Send those again, or choose another request_id.
+    Code: ALREADY_EXISTS.
+    Metadata: request_id.
+    Message: "request_id: 'req_1' was used in run_8f with other outcomes; send those again, or a new request_id"
+    """
     ERROR_REASON_CURSOR_AHEAD: _ErrorReason.ValueType  # 17
-    """`after_sequence` is ahead of the run's log, as after restoring an older backup. Code OUT_OF_RANGE; metadata:
-    last_sequence.
+    """`after_sequence` is ahead of the run's log, as after restoring an older backup. Begin again from 0.
+    Code: OUT_OF_RANGE.
+    Metadata: last_sequence.
+    Message: "after_sequence: 9 is ahead of run_8f, whose last event is 5; an older backup may have been restored:
+    begin again from 0"
     """
     ERROR_REASON_AGENT_CANNOT: _ErrorReason.ValueType  # 18
-    """The agent's kind cannot do what is asked, such as client tools on an agent that cannot pause.
-    Code FAILED_PRECONDITION:
-      "client_tools: agent 'responder' has no tools and cannot pause; use another agent or send no client tools"
+    """The agent's kind cannot do what is asked, such as client tools on an agent that cannot pause. Use another agent.
+    Code: FAILED_PRECONDITION.
+    Metadata: agent_id; kind.
+    Message: "client_tools: agent 'responder' has no tools and cannot pause; use another agent or send no client tools"
     """
     ERROR_REASON_TOO_LARGE: _ErrorReason.ValueType  # 19
-    """The request is larger than the server takes. Code RESOURCE_EXHAUSTED."""
+    """The request is larger than the server takes (`Limits.max_request_bytes`). Requests that are more than 4 MiB above
+    that are refused by gRPC itself with the same code, and without details. Send less.
+    Code: RESOURCE_EXHAUSTED.
+    Message: "the request has 4200010 bytes; at most 4194304 are allowed"
+    """
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 20
-    """The store cannot be reached or is locked. Code UNAVAILABLE, with RetryInfo; repeat with the same ids."""
+    """The store cannot be reached, is locked by another program or cannot be written. What was asked may have happened.
+    Repeat with the same ids after the delay in RetryInfo.
+    Code: UNAVAILABLE.
+    Message: "the store is unavailable: database is locked; repeat with the same ids"
+    """
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 21
-    """The server is shutting down. Code UNAVAILABLE, with RetryInfo; repeat with the same ids."""
-    ERROR_REASON_WATCHER_TOO_SLOW: _ErrorReason.ValueType  # 22
-    """A watcher read so slowly that the server cut it. Code UNAVAILABLE: attach again with WatchRun after the last
-    sequence seen.
+    """The server is shutting down and takes no new work. Repeat with the same ids after the delay in RetryInfo.
+    Code: UNAVAILABLE.
+    Message: "the server is shutting down; repeat with the same ids"
     """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 23
-    """Something unforeseen. Code INTERNAL, or a failed run; the text holds only an id to look up in the server's log."""
+    """Something unforeseen; a call or a run can end with it. What was asked may have happened. The text holds only an id
+    to look up in the server's log.
+    Code: INTERNAL.
+    Run: FAILED with STOP_REASON_ERROR.
+    Message: "internal error 4e8b151c3e75; see the server's log"
+    """
+    ERROR_REASON_AGENT_ID_REUSED: _ErrorReason.ValueType  # 25
+    """The agent_id was used before for another agent. Choose another id, or update that agent.
+    Code: ALREADY_EXISTS.
+    Metadata: agent_id.
+    Message: "agent.agent_id: there is another agent 'sales'; choose another id, or update it"
+    """
+    ERROR_REASON_CONVERSATION_ID_REUSED: _ErrorReason.ValueType  # 26
+    """The conversation_id was used before with other labels. Choose another id.
+    Code: ALREADY_EXISTS.
+    Metadata: conversation_id.
+    Message: "conversation_id: there is another conversation 'conv_2c'; choose another id"
+    """
+    ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 27
+    """The agent was changed since its etag was read. Read it again and decide anew.
+    Code: ABORTED.
+    Metadata: etag, the present one.
+    Message: "etag: agent 'sales' was changed meanwhile; read it again and repeat the change"
+    """
+    ERROR_REASON_AGENT_READ_ONLY: _ErrorReason.ValueType  # 28
+    """The agent comes from the server's configuration. Change it there, or create another one.
+    Code: FAILED_PRECONDITION.
+    Metadata: agent_id.
+    Message: "agent_id: 'default' comes from the server's configuration and cannot be changed by a call"
+    """
+    ERROR_REASON_RUN_ACTIVE: _ErrorReason.ValueType  # 29
+    """What is to be deleted is an active run, or a conversation with one. Cancel the run, or wait for its end.
+    Code: FAILED_PRECONDITION.
+    Metadata: run_id.
+    Message: "run_id: run_8f is PAUSED; cancel it first"
+    """
     ERROR_REASON_LLM_UNAVAILABLE: _ErrorReason.ValueType  # 40
     """Reasons of runs that failed or were interrupted (`RunError.reason`).
 
-    The model endpoint could not be reached or kept failing or limiting the rate. Retryable: the run is INTERRUPTED.
+    The model endpoint could not be reached, stayed silent, broke the answer off, kept failing (408, 409, 5xx) or
+    limits the rate (429), after the retries of the server's configuration. `RunError.retry_after` says how long to
+    wait, where the endpoint said so.
+    Run: INTERRUPTED with STOP_REASON_LLM_API_ERROR.
+    Metadata: http_status, where the endpoint answered with one.
+    Message: "the endpoint answered 503: The server is overloaded."
     """
     ERROR_REASON_LLM_REFUSED: _ErrorReason.ValueType  # 41
-    """The model endpoint refused the request itself. Not retryable."""
+    """The model endpoint refused the request itself (400, 401, 403, 404, ...), or its content filter stopped the answer.
+    The same request would fail again.
+    Run: FAILED with STOP_REASON_LLM_API_ERROR.
+    Metadata: http_status, where the endpoint answered with one.
+    Message: "the endpoint refused the API key: check OPENAI_API_KEY"
+    """
     ERROR_REASON_LLM_INSUFFICIENT_CREDITS: _ErrorReason.ValueType  # 42
-    """The account of the model endpoint has no credit left. Retryable: the run is INTERRUPTED."""
+    """The account of the model endpoint has no credit left. Pay, then ask again.
+    Run: INTERRUPTED with STOP_REASON_INSUFFICIENT_CREDITS.
+    Metadata: http_status, where the endpoint answered with one.
+    Message: "the endpoint answered 429: You exceeded your current quota."
+    """
     ERROR_REASON_LLM_INVALID_RESPONSE: _ErrorReason.ValueType  # 43
-    """The model endpoint answered something that is not a chat completion, or an empty one."""
+    """The model endpoint answered something that is not a chat completion, or an empty one.
+    Run: FAILED with STOP_REASON_INVALID_LLM_RESPONSE.
+    Message: "empty answer"
+    """
     ERROR_REASON_INVALID_TOOL_CALLS: _ErrorReason.ValueType  # 44
-    """The model's tool calls violated their schemas too many times in a row."""
+    """The model's answers held nothing but calls of unknown tools or against their schemas, too many times in a row
+    (`Limits.max_consecutive_invalid_steps`). The conversation's messages show what the model was told each time.
+    Run: FAILED with STOP_REASON_INVALID_TOOL_CALL.
+    Message: "3 model answers in a row held nothing but refused tool calls"
+    """
     ERROR_REASON_NO_TOOL_CALL: _ErrorReason.ValueType  # 45
-    """A tool call was required and the model made none."""
+    """A tool call was required and the model made none; its answer in text is stored.
+    Run: FAILED with STOP_REASON_NO_TOOL_CALL.
+    Message: "a tool call was required, and the model made none"
+    """
     ERROR_REASON_SERVER_STOPPED: _ErrorReason.ValueType  # 46
-    """The server stopped while the run was running. Retryable: the run is INTERRUPTED."""
+    """The server stopped while the run was running.
+    Run: INTERRUPTED with STOP_REASON_ERROR.
+    Message: "the server stopped while the run was running"
+    """
+    ERROR_REASON_RUN_TIMED_OUT: _ErrorReason.ValueType  # 47
+    """The run was running for longer than its `run_timeout`.
+    Run: FAILED with STOP_REASON_ERROR.
+    Message: "the run was running for longer than its timeout of 0.05 s"
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused or a run failed. A refused call carries it as `google.rpc.ErrorInfo.reason` (the name of the
     value, domain "agentrpc.v1"), a failed run as `RunError.reason`. The message always suffices for a person; programs
-    read the reason and the metadata.
+    read the reason and the metadata. Metadata values are text; times among them are Unix time in nanoseconds.
+
+    Each value says what it means and what to do; then, for a refused call, its gRPC code; for a run, its status and stop
+    reason; which keys the metadata has, if any; and a message as it is sent.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never sent."""
 ERROR_REASON_INVALID_FIELD: ErrorReason.ValueType  # 1
-"""A field is missing, malformed or out of bounds; nothing was stored.
-Code INVALID_ARGUMENT, with BadRequest field violations:
-  "max_steps: 0 is below 1; send 1 or more, or leave it unset for 50"
+"""Reasons of refused calls (`google.rpc.ErrorInfo.reason`).
+
+A field is missing, malformed or out of bounds. All such fields of the request are named at once, at most 16, as
+BadRequest field violations; there is none when the bytes are no message of the method. Correct them.
+Code: INVALID_ARGUMENT.
+Metadata: violations_total, only when there are more than 16.
+Message: "max_steps: 0 is below 1; send 1 or more, or leave it unset for 50"
 """
 ERROR_REASON_INVALID_TOOL_SCHEMA: ErrorReason.ValueType  # 2
-"""A client tool's schema cannot be used. Code INVALID_ARGUMENT, with BadRequest field violations:
-  "client_tools[1].parameters_json: not valid JSON Schema: at /type: 'strng' is not one of ..."
+"""A schema of a client tool cannot be used; named as BadRequest field violations. Correct it.
+Code: INVALID_ARGUMENT.
+Metadata: violations_total, only when there are more than 16.
+Message: "client_tools[1].parameters_json: not valid JSON Schema: at /properties/age/type: 'strng' is not valid
+under any of the given schemas"
 """
 ERROR_REASON_UNKNOWN_TOOL_CALL: ErrorReason.ValueType  # 3
-"""A submit names a call that is not one of this run, or names one twice. Code INVALID_ARGUMENT, with BadRequest:
-  "tool_returns[0].tool_call_id: 'call_x' is not a call of run_8f; pending: call_1a"
+"""A submit names a call that is not one of this run, or names one twice; named as BadRequest field violations.
+Nothing of the submit was taken. Answer the calls in `Run.pending_tool_calls`.
+Code: INVALID_ARGUMENT.
+Metadata: violations_total, only when there are more than 16.
+Message: "tool_returns[0].tool_call_id: 'call_x' is not a call of run_8f; pending: call_1a"
 """
 ERROR_REASON_SCHEMA_VIOLATION: ErrorReason.ValueType  # 4
-"""A return does not satisfy the tool's result schema, or edited arguments do not satisfy its parameters; the call
-stays pending. Code INVALID_ARGUMENT, with BadRequest:
-  "tool_returns[0].text: against the result schema of 'get_age' at /age: 'x' is not of type 'integer'"
+"""A return does not satisfy the tool's result schema, or edited arguments do not satisfy its parameters; named as
+BadRequest field violations. Nothing of the submit was taken, the call stays pending. Correct it, or return an
+error.
+Code: INVALID_ARGUMENT.
+Metadata: violations_total, only when there are more than 16.
+Message: "tool_returns[0].text: against the result schema of 'get_age' at /age: 'x' is not of type 'integer'"
 """
 ERROR_REASON_AGENT_NOT_FOUND: ErrorReason.ValueType  # 5
-"""No such agent. Code NOT_FOUND: "agent_id: no agent 'sales'; known: default, responder"."""
+"""There is no such agent. ListAgents shows those there are.
+Code: NOT_FOUND.
+Message: "agent_id: no agent 'sales'; configured: default, responder; ListAgents shows all"
+"""
 ERROR_REASON_RUN_NOT_FOUND: ErrorReason.ValueType  # 6
-"""No such run. Code NOT_FOUND: "run_id: no run 'run_8f'"."""
+"""There is no such run, or it was deleted.
+Code: NOT_FOUND.
+Message: "run_id: no run 'run_8f'"
+"""
 ERROR_REASON_CONVERSATION_NOT_FOUND: ErrorReason.ValueType  # 7
-"""No such conversation. Code NOT_FOUND: "conversation_id: no conversation 'conv_2c'; leave it empty to begin one"."""
+"""There is no such conversation. To begin one, leave its id empty or call CreateConversation.
+Code: NOT_FOUND.
+Message: "conversation_id: no conversation 'conv_2c'; leave it empty to begin one"
+"""
 ERROR_REASON_CONVERSATION_PAUSED: ErrorReason.ValueType  # 8
-"""The conversation's run waits for tool returns or approvals. Code FAILED_PRECONDITION; metadata: run_id,
-pending_total, and pending_0 to pending_15 as "tool_call_id name kind":
-  "conversation conv_2c is paused by run_8f, which waits for: call_1a (get_secret_code); submit their returns first"
+"""The conversation's run waits for tool returns or approvals. Submit them, or cancel the run; then repeat.
+Code: FAILED_PRECONDITION.
+Metadata: run_id; pending_total; pending_0 to at most pending_15, each "tool_call_id name kind".
+Message: "conversation conv_2c is paused by run_8f, which waits for: call_1a (get_secret_code); submit their
+returns first"
 """
 ERROR_REASON_CONVERSATION_BUSY: ErrorReason.ValueType  # 9
-"""Another run of the conversation is running. Code ABORTED; metadata: run_id. Try again when it has stopped:
-  "conversation conv_2c is busy with run_8f (RUNNING)"
+"""Another run of the conversation is running. Repeat when it has stopped (WatchRun tells), or cancel it.
+Code: ABORTED.
+Metadata: run_id.
+Message: "conversation conv_2c is busy with run_8f (RUNNING); try again when it has stopped"
 """
 ERROR_REASON_CALL_EXPIRED: ErrorReason.ValueType  # 10
-"""The call expired before it was answered. Code FAILED_PRECONDITION; metadata: tool_call_id, outcome, time."""
+"""The call expired before it was answered; the model has been told so. Do not send the return again.
+Code: FAILED_PRECONDITION.
+Metadata: tool_call_id; outcome; time, when it expired.
+Message: "tool_returns[0].tool_call_id: call_1a (get_secret_code) is already settled as EXPIRED"
+"""
 ERROR_REASON_CALL_CANCELLED: ErrorReason.ValueType  # 11
-"""The call was closed because its run was cancelled or ended. Code FAILED_PRECONDITION; metadata as above."""
+"""The call was closed because its run was cancelled or ended. Do not send the return again.
+Code: FAILED_PRECONDITION.
+Metadata: tool_call_id; outcome; time, when it was closed.
+Message: "tool_returns[0].tool_call_id: call_1a (get_secret_code) is already settled as CANCELLED"
+"""
 ERROR_REASON_CALL_ALREADY_SETTLED: ErrorReason.ValueType  # 12
-"""The call already has another outcome. Code ALREADY_EXISTS; metadata: tool_call_id, outcome, time:
-  "tool_returns[0].tool_call_id: call_1a is already settled as RETURNED with another content"
+"""The call already has another outcome, or was approved in another way; the first one stands. Somebody else was
+faster, or a tool was executed twice.
+Code: ALREADY_EXISTS.
+Metadata: tool_call_id; outcome (APPROVED where it has none yet); time, when it got its outcome.
+Message: "tool_returns[0].tool_call_id: call_1a (get_secret_code) is already settled as RETURNED with another
+content; an outcome never changes"
 """
 ERROR_REASON_CALL_NEEDS_TOOL_RETURN: ErrorReason.ValueType  # 13
-"""`approve` was sent for a client tool call. Code FAILED_PRECONDITION:
-  "approvals[0]: call_1a is executed by the client; send tool_returns (or deny it)"
+"""`approve` was sent for a client tool call. Execute the call and send `tool_returns`, or deny it.
+Code: FAILED_PRECONDITION.
+Metadata: tool_call_id.
+Message: "approvals[0]: call_1a (get_secret_code) is executed by the client; send tool_returns (or deny it)"
 """
 ERROR_REASON_CALL_NEEDS_APPROVAL: ErrorReason.ValueType  # 14
-"""A tool return was sent for a call that waits for a decision. Code FAILED_PRECONDITION:
-  "tool_returns[0]: call_1a is executed by the server and waits for a decision; send approvals"
+"""A tool return was sent for a server tool call that waits for a decision. Send `approvals`.
+Code: FAILED_PRECONDITION.
+Metadata: tool_call_id.
+Message: "tool_returns[0]: call_1a (order) is executed by the server and waits for a decision; send approvals"
 """
 ERROR_REASON_CALL_NOT_PENDING: ErrorReason.ValueType  # 24
-"""The server executes the call by itself and waits for nothing. Code FAILED_PRECONDITION; metadata: tool_call_id."""
+"""The server executes the call by itself and waits for nothing. Send nothing for it.
+Code: FAILED_PRECONDITION.
+Metadata: tool_call_id; outcome, which is PROPOSED or STARTED here.
+Message: "tool_returns[0].tool_call_id: call_1a (stock) is executed by the server by itself; nothing to send"
+"""
 ERROR_REASON_RUN_ID_REUSED: ErrorReason.ValueType  # 15
-"""The run_id was used before with another request. Code ALREADY_EXISTS; metadata: run_id."""
+"""The run_id was used before with another request, also if that run was deleted within the last seven days. Send the
+first request again, or choose another run_id.
+Code: ALREADY_EXISTS.
+Metadata: run_id.
+Message: "run_id: 'run_8f' was used for another request; send that one again, or a new run_id"
+"""
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 16
-"""The request_id was used before in this run with other outcomes. Code ALREADY_EXISTS; metadata: request_id."""
+"""The request_id was used before in this run with other outcomes. Send those again, or choose another request_id.
+Code: ALREADY_EXISTS.
+Metadata: request_id.
+Message: "request_id: 'req_1' was used in run_8f with other outcomes; send those again, or a new request_id"
+"""
 ERROR_REASON_CURSOR_AHEAD: ErrorReason.ValueType  # 17
-"""`after_sequence` is ahead of the run's log, as after restoring an older backup. Code OUT_OF_RANGE; metadata:
-last_sequence.
+"""`after_sequence` is ahead of the run's log, as after restoring an older backup. Begin again from 0.
+Code: OUT_OF_RANGE.
+Metadata: last_sequence.
+Message: "after_sequence: 9 is ahead of run_8f, whose last event is 5; an older backup may have been restored:
+begin again from 0"
 """
 ERROR_REASON_AGENT_CANNOT: ErrorReason.ValueType  # 18
-"""The agent's kind cannot do what is asked, such as client tools on an agent that cannot pause.
-Code FAILED_PRECONDITION:
-  "client_tools: agent 'responder' has no tools and cannot pause; use another agent or send no client tools"
+"""The agent's kind cannot do what is asked, such as client tools on an agent that cannot pause. Use another agent.
+Code: FAILED_PRECONDITION.
+Metadata: agent_id; kind.
+Message: "client_tools: agent 'responder' has no tools and cannot pause; use another agent or send no client tools"
 """
 ERROR_REASON_TOO_LARGE: ErrorReason.ValueType  # 19
-"""The request is larger than the server takes. Code RESOURCE_EXHAUSTED."""
+"""The request is larger than the server takes (`Limits.max_request_bytes`). Requests that are more than 4 MiB above
+that are refused by gRPC itself with the same code, and without details. Send less.
+Code: RESOURCE_EXHAUSTED.
+Message: "the request has 4200010 bytes; at most 4194304 are allowed"
+"""
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 20
-"""The store cannot be reached or is locked. Code UNAVAILABLE, with RetryInfo; repeat with the same ids."""
+"""The store cannot be reached, is locked by another program or cannot be written. What was asked may have happened.
+Repeat with the same ids after the delay in RetryInfo.
+Code: UNAVAILABLE.
+Message: "the store is unavailable: database is locked; repeat with the same ids"
+"""
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 21
-"""The server is shutting down. Code UNAVAILABLE, with RetryInfo; repeat with the same ids."""
-ERROR_REASON_WATCHER_TOO_SLOW: ErrorReason.ValueType  # 22
-"""A watcher read so slowly that the server cut it. Code UNAVAILABLE: attach again with WatchRun after the last
-sequence seen.
+"""The server is shutting down and takes no new work. Repeat with the same ids after the delay in RetryInfo.
+Code: UNAVAILABLE.
+Message: "the server is shutting down; repeat with the same ids"
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 23
-"""Something unforeseen. Code INTERNAL, or a failed run; the text holds only an id to look up in the server's log."""
+"""Something unforeseen; a call or a run can end with it. What was asked may have happened. The text holds only an id
+to look up in the server's log.
+Code: INTERNAL.
+Run: FAILED with STOP_REASON_ERROR.
+Message: "internal error 4e8b151c3e75; see the server's log"
+"""
+ERROR_REASON_AGENT_ID_REUSED: ErrorReason.ValueType  # 25
+"""The agent_id was used before for another agent. Choose another id, or update that agent.
+Code: ALREADY_EXISTS.
+Metadata: agent_id.
+Message: "agent.agent_id: there is another agent 'sales'; choose another id, or update it"
+"""
+ERROR_REASON_CONVERSATION_ID_REUSED: ErrorReason.ValueType  # 26
+"""The conversation_id was used before with other labels. Choose another id.
+Code: ALREADY_EXISTS.
+Metadata: conversation_id.
+Message: "conversation_id: there is another conversation 'conv_2c'; choose another id"
+"""
+ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 27
+"""The agent was changed since its etag was read. Read it again and decide anew.
+Code: ABORTED.
+Metadata: etag, the present one.
+Message: "etag: agent 'sales' was changed meanwhile; read it again and repeat the change"
+"""
+ERROR_REASON_AGENT_READ_ONLY: ErrorReason.ValueType  # 28
+"""The agent comes from the server's configuration. Change it there, or create another one.
+Code: FAILED_PRECONDITION.
+Metadata: agent_id.
+Message: "agent_id: 'default' comes from the server's configuration and cannot be changed by a call"
+"""
+ERROR_REASON_RUN_ACTIVE: ErrorReason.ValueType  # 29
+"""What is to be deleted is an active run, or a conversation with one. Cancel the run, or wait for its end.
+Code: FAILED_PRECONDITION.
+Metadata: run_id.
+Message: "run_id: run_8f is PAUSED; cancel it first"
+"""
 ERROR_REASON_LLM_UNAVAILABLE: ErrorReason.ValueType  # 40
 """Reasons of runs that failed or were interrupted (`RunError.reason`).
 
-The model endpoint could not be reached or kept failing or limiting the rate. Retryable: the run is INTERRUPTED.
+The model endpoint could not be reached, stayed silent, broke the answer off, kept failing (408, 409, 5xx) or
+limits the rate (429), after the retries of the server's configuration. `RunError.retry_after` says how long to
+wait, where the endpoint said so.
+Run: INTERRUPTED with STOP_REASON_LLM_API_ERROR.
+Metadata: http_status, where the endpoint answered with one.
+Message: "the endpoint answered 503: The server is overloaded."
 """
 ERROR_REASON_LLM_REFUSED: ErrorReason.ValueType  # 41
-"""The model endpoint refused the request itself. Not retryable."""
+"""The model endpoint refused the request itself (400, 401, 403, 404, ...), or its content filter stopped the answer.
+The same request would fail again.
+Run: FAILED with STOP_REASON_LLM_API_ERROR.
+Metadata: http_status, where the endpoint answered with one.
+Message: "the endpoint refused the API key: check OPENAI_API_KEY"
+"""
 ERROR_REASON_LLM_INSUFFICIENT_CREDITS: ErrorReason.ValueType  # 42
-"""The account of the model endpoint has no credit left. Retryable: the run is INTERRUPTED."""
+"""The account of the model endpoint has no credit left. Pay, then ask again.
+Run: INTERRUPTED with STOP_REASON_INSUFFICIENT_CREDITS.
+Metadata: http_status, where the endpoint answered with one.
+Message: "the endpoint answered 429: You exceeded your current quota."
+"""
 ERROR_REASON_LLM_INVALID_RESPONSE: ErrorReason.ValueType  # 43
-"""The model endpoint answered something that is not a chat completion, or an empty one."""
+"""The model endpoint answered something that is not a chat completion, or an empty one.
+Run: FAILED with STOP_REASON_INVALID_LLM_RESPONSE.
+Message: "empty answer"
+"""
 ERROR_REASON_INVALID_TOOL_CALLS: ErrorReason.ValueType  # 44
-"""The model's tool calls violated their schemas too many times in a row."""
+"""The model's answers held nothing but calls of unknown tools or against their schemas, too many times in a row
+(`Limits.max_consecutive_invalid_steps`). The conversation's messages show what the model was told each time.
+Run: FAILED with STOP_REASON_INVALID_TOOL_CALL.
+Message: "3 model answers in a row held nothing but refused tool calls"
+"""
 ERROR_REASON_NO_TOOL_CALL: ErrorReason.ValueType  # 45
-"""A tool call was required and the model made none."""
+"""A tool call was required and the model made none; its answer in text is stored.
+Run: FAILED with STOP_REASON_NO_TOOL_CALL.
+Message: "a tool call was required, and the model made none"
+"""
 ERROR_REASON_SERVER_STOPPED: ErrorReason.ValueType  # 46
-"""The server stopped while the run was running. Retryable: the run is INTERRUPTED."""
+"""The server stopped while the run was running.
+Run: INTERRUPTED with STOP_REASON_ERROR.
+Message: "the server stopped while the run was running"
+"""
+ERROR_REASON_RUN_TIMED_OUT: ErrorReason.ValueType  # 47
+"""The run was running for longer than its `run_timeout`.
+Run: FAILED with STOP_REASON_ERROR.
+Message: "the run was running for longer than its timeout of 0.05 s"
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

@@ -26,10 +26,11 @@ if _version_not_supported:
 
 
 class RunServiceStub:
-    """Looks at runs, from any connection and at any time.
+    """Looks at runs and ends them, from any connection and at any time.
 
     The protocol: `GetRun` for the present state; `WatchRun` for the events after a cursor, stored ones first, then live.
-    Start with `after_sequence` 0 for everything; after a cut, continue with the highest sequence seen.
+    Start with `after_sequence` 0 for everything; after a cut, continue with the highest sequence seen. `ListRuns` finds
+    runs. `CancelRun` ends one for good, `DeleteRun` forgets one that is not active.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -52,13 +53,29 @@ class RunServiceStub:
                 request_serializer=agentrpc_dot_v1_dot_run__service__pb2.WatchRunRequest.SerializeToString,
                 response_deserializer=agentrpc_dot_v1_dot_run__service__pb2.WatchRunResponse.FromString,
                 _registered_method=True)
+        self.ListRuns = channel.unary_unary(
+                '/agentrpc.v1.RunService/ListRuns',
+                request_serializer=agentrpc_dot_v1_dot_run__service__pb2.ListRunsRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_run__service__pb2.ListRunsResponse.FromString,
+                _registered_method=True)
+        self.CancelRun = channel.unary_unary(
+                '/agentrpc.v1.RunService/CancelRun',
+                request_serializer=agentrpc_dot_v1_dot_run__service__pb2.CancelRunRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_run__service__pb2.CancelRunResponse.FromString,
+                _registered_method=True)
+        self.DeleteRun = channel.unary_unary(
+                '/agentrpc.v1.RunService/DeleteRun',
+                request_serializer=agentrpc_dot_v1_dot_run__service__pb2.DeleteRunRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_run__service__pb2.DeleteRunResponse.FromString,
+                _registered_method=True)
 
 
 class RunServiceServicer:
-    """Looks at runs, from any connection and at any time.
+    """Looks at runs and ends them, from any connection and at any time.
 
     The protocol: `GetRun` for the present state; `WatchRun` for the events after a cursor, stored ones first, then live.
-    Start with `after_sequence` 0 for everything; after a cut, continue with the highest sequence seen.
+    Start with `after_sequence` 0 for everything; after a cut, continue with the highest sequence seen. `ListRuns` finds
+    runs. `CancelRun` ends one for good, `DeleteRun` forgets one that is not active.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -76,7 +93,31 @@ class RunServiceServicer:
         """The run's events after a cursor. First the stored ones, then `live` once, then in token mode one delta with the
         text so far for each message that is being written, then what comes. Ends with status OK after the final
         RunStopped (at once, and without events, if the cursor is already there); any other end was a cut. A watcher never
-        slows the run down: one that reads too slowly is cut with UNAVAILABLE.
+        slows the run down: one that reads slowly gets the stored events when it reads again, and may miss deltas.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRuns(self, request, context):
+        """Runs by filter, page by page, newest first unless asked otherwise. Pages stay right while runs are added.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelRun(self, request, context):
+        """Ends a run for good: it is CANCELLED when this returns, its open calls have outcomes the model can read, and the
+        model request it may be waiting for is dropped within a second. A run that is over stays as it is and is returned;
+        so a repeat is safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteRun(self, request, context):
+        """Forgets a run that is not active (else FAILED_PRECONDITION): it is NOT_FOUND from then on. Its messages stay in
+        their conversation. Its id cannot be used again for seven days. A repeat is NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,6 +136,21 @@ def add_RunServiceServicer_to_server(servicer, server):
                     request_deserializer=agentrpc_dot_v1_dot_run__service__pb2.WatchRunRequest.FromString,
                     response_serializer=agentrpc_dot_v1_dot_run__service__pb2.WatchRunResponse.SerializeToString,
             ),
+            'ListRuns': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRuns,
+                    request_deserializer=agentrpc_dot_v1_dot_run__service__pb2.ListRunsRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_run__service__pb2.ListRunsResponse.SerializeToString,
+            ),
+            'CancelRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelRun,
+                    request_deserializer=agentrpc_dot_v1_dot_run__service__pb2.CancelRunRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_run__service__pb2.CancelRunResponse.SerializeToString,
+            ),
+            'DeleteRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRun,
+                    request_deserializer=agentrpc_dot_v1_dot_run__service__pb2.DeleteRunRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_run__service__pb2.DeleteRunResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'agentrpc.v1.RunService', rpc_method_handlers)
@@ -104,10 +160,11 @@ def add_RunServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RunService:
-    """Looks at runs, from any connection and at any time.
+    """Looks at runs and ends them, from any connection and at any time.
 
     The protocol: `GetRun` for the present state; `WatchRun` for the events after a cursor, stored ones first, then live.
-    Start with `after_sequence` 0 for everything; after a cut, continue with the highest sequence seen.
+    Start with `after_sequence` 0 for everything; after a cut, continue with the highest sequence seen. `ListRuns` finds
+    runs. `CancelRun` ends one for good, `DeleteRun` forgets one that is not active.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -158,6 +215,87 @@ class RunService:
             '/agentrpc.v1.RunService/WatchRun',
             agentrpc_dot_v1_dot_run__service__pb2.WatchRunRequest.SerializeToString,
             agentrpc_dot_v1_dot_run__service__pb2.WatchRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.RunService/ListRuns',
+            agentrpc_dot_v1_dot_run__service__pb2.ListRunsRequest.SerializeToString,
+            agentrpc_dot_v1_dot_run__service__pb2.ListRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.RunService/CancelRun',
+            agentrpc_dot_v1_dot_run__service__pb2.CancelRunRequest.SerializeToString,
+            agentrpc_dot_v1_dot_run__service__pb2.CancelRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.RunService/DeleteRun',
+            agentrpc_dot_v1_dot_run__service__pb2.DeleteRunRequest.SerializeToString,
+            agentrpc_dot_v1_dot_run__service__pb2.DeleteRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

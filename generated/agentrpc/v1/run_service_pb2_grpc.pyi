@@ -27,10 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RunServiceStub:
-    """Looks at runs, from any connection and at any time.
+    """Looks at runs and ends them, from any connection and at any time.
 
     The protocol: `GetRun` for the present state; `WatchRun` for the events after a cursor, stored ones first, then live.
-    Start with `after_sequence` 0 for everything; after a cut, continue with the highest sequence seen.
+    Start with `after_sequence` 0 for everything; after a cut, continue with the highest sequence seen. `ListRuns` finds
+    runs. `CancelRun` ends one for good, `DeleteRun` forgets one that is not active.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -47,15 +48,27 @@ class RunServiceStub:
     """The run's events after a cursor. First the stored ones, then `live` once, then in token mode one delta with the
     text so far for each message that is being written, then what comes. Ends with status OK after the final
     RunStopped (at once, and without events, if the cursor is already there); any other end was a cut. A watcher never
-    slows the run down: one that reads too slowly is cut with UNAVAILABLE.
+    slows the run down: one that reads slowly gets the stored events when it reads again, and may miss deltas.
+    """
+    ListRuns: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ListRunsRequest, _run_service_pb2.ListRunsResponse]
+    """Runs by filter, page by page, newest first unless asked otherwise. Pages stay right while runs are added."""
+    CancelRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.CancelRunRequest, _run_service_pb2.CancelRunResponse]
+    """Ends a run for good: it is CANCELLED when this returns, its open calls have outcomes the model can read, and the
+    model request it may be waiting for is dropped within a second. A run that is over stays as it is and is returned;
+    so a repeat is safe.
+    """
+    DeleteRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.DeleteRunRequest, _run_service_pb2.DeleteRunResponse]
+    """Forgets a run that is not active (else FAILED_PRECONDITION): it is NOT_FOUND from then on. Its messages stay in
+    their conversation. Its id cannot be used again for seven days. A repeat is NOT_FOUND.
     """
 
 @_typing.type_check_only
 class RunServiceAsyncStub(RunServiceStub):
-    """Looks at runs, from any connection and at any time.
+    """Looks at runs and ends them, from any connection and at any time.
 
     The protocol: `GetRun` for the present state; `WatchRun` for the events after a cursor, stored ones first, then live.
-    Start with `after_sequence` 0 for everything; after a cut, continue with the highest sequence seen.
+    Start with `after_sequence` 0 for everything; after a cut, continue with the highest sequence seen. `ListRuns` finds
+    runs. `CancelRun` ends one for good, `DeleteRun` forgets one that is not active.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -69,14 +82,26 @@ class RunServiceAsyncStub(RunServiceStub):
     """The run's events after a cursor. First the stored ones, then `live` once, then in token mode one delta with the
     text so far for each message that is being written, then what comes. Ends with status OK after the final
     RunStopped (at once, and without events, if the cursor is already there); any other end was a cut. A watcher never
-    slows the run down: one that reads too slowly is cut with UNAVAILABLE.
+    slows the run down: one that reads slowly gets the stored events when it reads again, and may miss deltas.
+    """
+    ListRuns: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ListRunsRequest, _run_service_pb2.ListRunsResponse]  # type: ignore[assignment]
+    """Runs by filter, page by page, newest first unless asked otherwise. Pages stay right while runs are added."""
+    CancelRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.CancelRunRequest, _run_service_pb2.CancelRunResponse]  # type: ignore[assignment]
+    """Ends a run for good: it is CANCELLED when this returns, its open calls have outcomes the model can read, and the
+    model request it may be waiting for is dropped within a second. A run that is over stays as it is and is returned;
+    so a repeat is safe.
+    """
+    DeleteRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.DeleteRunRequest, _run_service_pb2.DeleteRunResponse]  # type: ignore[assignment]
+    """Forgets a run that is not active (else FAILED_PRECONDITION): it is NOT_FOUND from then on. Its messages stay in
+    their conversation. Its id cannot be used again for seven days. A repeat is NOT_FOUND.
     """
 
 class RunServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Looks at runs, from any connection and at any time.
+    """Looks at runs and ends them, from any connection and at any time.
 
     The protocol: `GetRun` for the present state; `WatchRun` for the events after a cursor, stored ones first, then live.
-    Start with `after_sequence` 0 for everything; after a cut, continue with the highest sequence seen.
+    Start with `after_sequence` 0 for everything; after a cut, continue with the highest sequence seen. `ListRuns` finds
+    runs. `CancelRun` ends one for good, `DeleteRun` forgets one that is not active.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -100,7 +125,36 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         """The run's events after a cursor. First the stored ones, then `live` once, then in token mode one delta with the
         text so far for each message that is being written, then what comes. Ends with status OK after the final
         RunStopped (at once, and without events, if the cursor is already there); any other end was a cut. A watcher never
-        slows the run down: one that reads too slowly is cut with UNAVAILABLE.
+        slows the run down: one that reads slowly gets the stored events when it reads again, and may miss deltas.
+        """
+
+    @_abc_1.abstractmethod
+    def ListRuns(
+        self,
+        request: _run_service_pb2.ListRunsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.ListRunsResponse, _abc.Awaitable[_run_service_pb2.ListRunsResponse]]:
+        """Runs by filter, page by page, newest first unless asked otherwise. Pages stay right while runs are added."""
+
+    @_abc_1.abstractmethod
+    def CancelRun(
+        self,
+        request: _run_service_pb2.CancelRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.CancelRunResponse, _abc.Awaitable[_run_service_pb2.CancelRunResponse]]:
+        """Ends a run for good: it is CANCELLED when this returns, its open calls have outcomes the model can read, and the
+        model request it may be waiting for is dropped within a second. A run that is over stays as it is and is returned;
+        so a repeat is safe.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteRun(
+        self,
+        request: _run_service_pb2.DeleteRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.DeleteRunResponse, _abc.Awaitable[_run_service_pb2.DeleteRunResponse]]:
+        """Forgets a run that is not active (else FAILED_PRECONDITION): it is NOT_FOUND from then on. Its messages stay in
+        their conversation. Its id cannot be used again for seven days. A repeat is NOT_FOUND.
         """
 
 def add_RunServiceServicer_to_server(servicer: RunServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,178 @@
+"""Agents from a TOML file, and how they stand beside the built-in ones."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from agentrpc.v1 import agent_registry_service_pb2 as pb
+from agentrpc.v1 import agents_pb2, runs_pb2
+
+from agent_service.agents_file import read_agents
+from agent_service.domain.run import AgentDefinition, AgentKind
+from agent_service.settings import SettingsError
+from tests.scripted_openai import says
+from tests.service import refusal, scripted
+
+TOOLS = ("add", "find")
+WHOLE = """
+[agents.sales]
+description = "Sells."
+instructions = '''
+You sell.'''
+model = "m-2"
+server_tools = ["find", "add"]
+message_tool = "speak"
+message_argument = "words"
+
+[agents."support:v1.2"]
+
+[agents.talker]
+kind = "responder"
+instructions = "Talk."
+default = true
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the file is."""
+    return tmp_path / "agents.toml"
+
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(path: Path) -> Write:
+    """Writes the file and says where it is."""
+
+    def written(text: str) -> Path:
+        path.write_text(text)
+        return path
+
+    return written
+
+
+def test_a_file_is_read(path: Path) -> None:
+    """In its order, with the one that is marked as default; what is left out has its default."""
+    path.write_text(WHOLE)
+    agents, default = read_agents(path, TOOLS)
+    assert agents == (
+        AgentDefinition("sales", AgentKind.LLM, "You sell.", "m-2", ("find", "add"), "Sells.", "speak", "words"),
+        AgentDefinition("support:v1.2", AgentKind.LLM, ""),
+        AgentDefinition("talker", AgentKind.RESPONDER, "Talk."),
+    )
+    assert default == "talker"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "agents: Field required"),
+        ("[agents", "cannot read"),
+        ("agents = 3", "agents: Input should be a valid dictionary"),
+        ("[agent.x]", "Field required"),
+        ("[agents]\n[other]", "other: Extra inputs are not permitted"),
+        ("[agents.x]\ninstruction = 'typo'", "agents.x.instruction: Extra inputs are not permitted"),
+        ("[agents.x]\nkind = 'robot'", "agents.x.kind: Input should be 'llm' or 'responder'"),
+        ("[agents.x]\nmodel = 3", "agents.x.model: Input should be a valid string"),
+        ("[agents.x]\nserver_tools = 'add'", "agents.x.server_tools: Input should be a valid"),
+        ("[agents.x]\nserver_tools = ['add', 'nothing']", "agents.x.server_tools: no server tool 'nothing'"),
+        ("[agents.x]\nserver_tools = ['add', 'add']", "agents.x.server_tools: 'add' is named twice"),
+        ("[agents.x]\nkind = 'responder'\nserver_tools = ['add']", "agents.x.server_tools: a responder has no tools"),
+        ("[agents.'not an id']", "agents.not an id: the name is not"),
+        ("[agents.x]\ndefault = true\n[agents.y]\ndefault = true", "more than one agent is marked as default"),
+        ("[agents.x]\n[agents.x]", "cannot read"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(path: Path, text: str, problem: str) -> None:
+    """One line: the setting, the file, where in it, and what is wrong."""
+    path.write_text(text)
+    with pytest.raises(SettingsError) as error:
+        read_agents(path, TOOLS)
+    message = str(error.value)
+    assert message.startswith("agents_file: ")
+    assert problem in message
+    assert str(path) in message
+    assert "\n" not in message
+
+
+def test_the_known_tools_are_listed(path: Path) -> None:
+    """So that a typo is seen; also if there are none."""
+    path.write_text("[agents.x]\nserver_tools = ['ad']")
+    with pytest.raises(SettingsError, match=r"no server tool 'ad'; known: add, find"):
+        read_agents(path, TOOLS)
+    with pytest.raises(SettingsError, match=r"no server tool 'ad'; known: none"):
+        read_agents(path, ())
+
+
+def test_a_file_that_cannot_be_read_is_told(path: Path) -> None:
+    """Because it is not there, is a folder, or is not text."""
+    with pytest.raises(SettingsError, match="cannot read"):
+        read_agents(path, TOOLS)
+    with pytest.raises(SettingsError, match="cannot read"):
+        read_agents(path.parent, TOOLS)
+    path.write_bytes(b"[agents.x]\ndescription = '\xff'")
+    with pytest.raises(SettingsError, match="cannot read"):
+        read_agents(path, TOOLS)
+
+
+def test_serve_says_what_is_wrong_with_the_file(path: Path) -> None:
+    """One line on standard error and exit code 1."""
+    path.write_text("[agents.x]\nkind = 'robot'")
+    arguments = ["--store", "memory", "--port", "0", "--model", "m-1", "--log-level", "error"]
+    command = [sys.executable, "-m", "agent_service", "serve", *arguments, "--agents-file", str(path)]
+    environment = os.environ | {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: agents_file: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.anyio
+async def test_agents_of_a_file_are_served_beside_the_built_in_ones(store: str, write: Write) -> None:
+    """They are of the configuration: read-only, listed by id. The marked one is what an empty id means."""
+    path = write(WHOLE.replace('server_tools = ["find", "add"]\n', ""))
+    async with scripted([says("Good day."), says("Sold.")], store, agents_file=path) as (client, upstream):
+        listed = (await client.registry.ListAgents(pb.ListAgentsRequest())).agents
+        ids = ["default", "responder", "sales", "support:v1.2", "talker"]
+        assert [agent.agent_id for agent in listed] == ids
+        assert all(agent.configured for agent in listed)
+        assert [agent.agent_id for agent in listed if agent.is_default] == ["talker"]
+        assert (await client.get_agent("")).agent_id == "talker"
+        deletion = pb.DeleteAgentRequest(agent_id="sales")
+        assert (await refusal(client.registry.DeleteAgent(deletion))).reason == "AGENT_READ_ONLY"
+
+        run = (await client.ask("Hi")).run
+        assert (run.agent_id, run.status) == ("talker", runs_pb2.RUN_STATUS_COMPLETED)
+        await client.ask("Hi", agent_id="sales")
+        models = [(request.model, request.system) for request in upstream.requests]
+        assert models == [("scripted-model", "Talk."), ("m-2", "You sell.")]
+
+
+@pytest.mark.anyio
+async def test_an_agent_of_a_file_takes_the_place_of_a_built_in_one(store: str, write: Write) -> None:
+    """By its id; the other built-in one stays."""
+    path = write("[agents.default]\ninstructions = 'Be mine.'\nkind = 'responder'\n[agents.other]")
+    async with scripted([], store, agents_file=path) as (client, _):
+        listed = (await client.registry.ListAgents(pb.ListAgentsRequest())).agents
+        assert [agent.agent_id for agent in listed] == ["default", "other", "responder"]
+        default = await client.get_agent("")
+        assert (default.agent_id, default.instructions) == ("default", "Be mine.")
+        assert default.kind == agents_pb2.AGENT_KIND_RESPONDER
+
+
+@pytest.mark.anyio
+async def test_without_a_mark_the_agent_named_default_stays_the_default(store: str, write: Write) -> None:
+    """Agents that a file adds do not change what an empty id means."""
+    path = write("[agents.a]\n[agents.b]\ndefault = false")
+    async with scripted([], store, agents_file=path) as (client, _):
+        assert (await client.get_agent("")).agent_id == "default"
+    path = write("[agents.b]\n[agents.default]\ninstructions = 'Be mine.'")
+    async with scripted([], store, agents_file=path) as (client, _):
+        assert (await client.get_agent("")).instructions == "Be mine."

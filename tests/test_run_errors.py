@@ -1,0 +1,110 @@
+"""Every reason of a run that failed or was interrupted, provoked by what the model endpoint or the server does."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agentrpc.v1 import errors_pb2, run_service_pb2, runs_pb2, tools_pb2
+from google.protobuf.duration_pb2 import Duration
+
+from scripts.errors_page import documented
+from tests.scripted_openai import Reply, ScriptedOpenAI, calls, empty, fails, says, silent
+from tests.service import SECRET, Client, returned, serving
+
+pytestmark = pytest.mark.anyio
+
+DOCUMENTED = documented()
+REQUIRED = tools_pb2.ToolChoice(mode=tools_pb2.TOOL_CHOICE_MODE_REQUIRED)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What the endpoint does, with which fields the run is started, and the metadata of its error."""
+
+    script: Sequence[Reply]
+    fields: dict[str, Any]
+    metadata: dict[str, str]
+
+
+def ends(*script: Reply, metadata: dict[str, str] | None = None, **fields: Any) -> Ending:
+    """An ending."""
+    return Ending(script, fields, metadata or {})
+
+
+RUNS = {
+    "LLM_UNAVAILABLE": ends(fails(503, "The server is overloaded."), metadata={"http_status": "503"}),
+    "LLM_REFUSED": ends(fails(401, "Incorrect API key provided."), metadata={"http_status": "401"}),
+    "LLM_INSUFFICIENT_CREDITS": ends(
+        fails(429, "You exceeded your current quota.", code="insufficient_quota"), metadata={"http_status": "429"}
+    ),
+    "LLM_INVALID_RESPONSE": ends(empty()),
+    "INVALID_TOOL_CALLS": ends(*[calls(("get_secret_code", {"age": 7}))] * 3),
+    "NO_TOOL_CALL": ends(says("No.", unruly=True), tool_choice=REQUIRED),
+    "RUN_TIMED_OUT": ends(silent(), run_timeout=Duration(nanos=50_000_000)),
+    "INTERNAL": ends(calls(("get_secret_code", {"name": "Alice"}))),
+    "SERVER_STOPPED": ends(silent()),
+}
+ALONE = [reason for reason in RUNS if reason not in ("INTERNAL", "SERVER_STOPPED")]
+
+
+async def check(client: Client, run_id: str, reason: str) -> runs_pb2.Run:
+    """The run stopped as the contract documents the reason, and so does its last event tell."""
+    run, promised = await client.run(run_id), DOCUMENTED[reason]
+    status = runs_pb2.RunStatus.Name(run.status).removeprefix("RUN_STATUS_")
+    assert f"{status} with {runs_pb2.StopReason.Name(run.stop_reason)}" == promised.run
+    assert errors_pb2.ErrorReason.Name(run.error.reason) == f"ERROR_REASON_{reason}"
+    assert re.sub(r"error [0-9a-f]{12};", "error 4e8b151c3e75;", run.error.message) == promised.message
+    assert run.error.retryable == (status == "INTERRUPTED")
+    assert dict(run.error.metadata) == RUNS[reason].metadata
+    assert run.error.metadata.keys() == set(promised.metadata_keys)
+    (last,) = await client.watch(run_id, run.last_sequence - 1, stop_at=run_service_pb2.STOP_AT_NEXT_STOP)
+    assert (last.run_stopped.error, last.run_stopped.final) == (run.error, status == "FAILED")
+    return run
+
+
+@pytest.mark.parametrize("reason", ALONE)
+async def test_a_run_that_goes_wrong_says_why(reason: str, store: str) -> None:
+    """Status, stop reason, message and metadata are those of the contract; the call itself is answered with OK."""
+    ending = RUNS[reason]
+    async with ScriptedOpenAI(ending.script, expect_all_used=True) as upstream, serving(upstream, store) as client:
+        answer = await client.ask("Go.", SECRET, **ending.fields)
+        run = await check(client, answer.run.run_id, reason)
+        assert answer.run == run
+
+
+async def test_a_run_whose_server_stops_can_be_found_interrupted(tmp_path: Path) -> None:
+    """The next server on the same file shows it, and a new message of the conversation goes on."""
+    store = str(tmp_path / "runs.sqlite3")
+    async with ScriptedOpenAI(RUNS["SERVER_STOPPED"].script) as upstream:
+        async with serving(upstream, store) as client:
+            await client.ask("Go.", run_id="run_8f", background=True)
+            await upstream.wait_for_requests(1)
+        upstream.add(says("Here I am."))
+        async with serving(upstream, store) as client:
+            run = await check(client, "run_8f", "SERVER_STOPPED")
+            answer = await client.ask("Are you there?", conversation_id=run.conversation_id)
+            assert answer.messages[-1].assistant.text == "Here I am."
+
+
+async def test_a_run_that_trips_over_the_unforeseen_fails_without_telling_inner_text(tmp_path: Path) -> None:
+    """A message is gone from the file, so that no request can be built: the error holds an id for the log, no more."""
+    store = str(tmp_path / "runs.sqlite3")
+    async with ScriptedOpenAI(RUNS["INTERNAL"].script) as upstream:
+        async with serving(upstream, store) as client:
+            paused = (await client.ask("Go.", SECRET, run_id="run_8f")).run
+        with closing(sqlite3.connect(store, isolation_level=None)) as db:
+            db.execute("DELETE FROM messages WHERE kind = 'tool_call'")
+            db.execute("DELETE FROM events WHERE position = 2")
+        async with serving(upstream, store) as client:
+            (call,) = paused.pending_tool_calls
+            answer = await client.answer("run_8f", returned(call, "AZURE"))
+            assert answer.run.status == runs_pb2.RUN_STATUS_FAILED
+            assert answer.run.error.message.startswith("internal error ")
+            await check(client, "run_8f", "INTERNAL")
