@@ -58,7 +58,7 @@ async def begin(client: Client, rpc: str, timeout: float | None = None, **fields
 
 async def leave(client: Client, upstream: ScriptedOpenAI, rpc: str, way: str, **fields: Any) -> None:
     """Begins a call and leaves it while the model is asked, by cancelling it or by its deadline."""
-    call = await begin(client, rpc, timeout=0.15 if way == "deadline" else None, **fields)
+    call = await begin(client, rpc, timeout=0.5 if way == "deadline" else None, **fields)
     reading = asyncio.ensure_future(refusal(call))
     await upstream.wait_for_requests(len(script(rpc, says(""))))
     if way == "cancel":

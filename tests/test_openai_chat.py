@@ -632,7 +632,7 @@ async def test_a_cut_stream_is_not_an_answer(politely: bool) -> None:
 async def test_silence_ends_the_wait(after: int) -> None:
     """Before the first byte and between two."""
     error = await refused(
-        script.silent("abcdefgh", after=after, before_headers=after == 0), timeouts=Timeouts(silence=0.05)
+        script.silent("abcdefgh", after=after, before_headers=after == 0), timeouts=Timeouts(silence=0.5)
     )
     assert (error.reason, error.started) == (Reason.LLM_UNAVAILABLE, after == 1)
 

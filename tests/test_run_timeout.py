@@ -26,7 +26,7 @@ from tests.service import step as start
 pytestmark = pytest.mark.anyio
 
 CALL = calls(("get_secret_code", {"name": "Alice"}))
-SHORT = Duration(nanos=150_000_000)
+SHORT = Duration(nanos=400_000_000)
 FAILED = (runs_pb2.RUN_STATUS_FAILED, runs_pb2.STOP_REASON_ERROR, errors_pb2.ERROR_REASON_RUN_TIMED_OUT)
 SECOND = 10**9
 executing = Happening("executions of wait_for_ever")
@@ -127,7 +127,7 @@ async def test_a_silent_model_is_left_when_the_time_is_over(store: str, after: i
     async with scripted([silent("Half an answer", after=after), says("Next.")], store) as (client_, upstream):
         run = (await client_.ask("Hi", run_timeout=SHORT)).run
         assert how(run) == FAILED
-        assert run.error.message == "the run was running for longer than its timeout of 0.15 s"
+        assert run.error.message == "the run was running for longer than its timeout of 0.4 s"
         assert not run.error.retryable
         assert run.HasField("end_time")
         await upstream.disconnected.wait(timeout=1)
