@@ -47,7 +47,7 @@ RUNS = {
     "LLM_INVALID_RESPONSE": ends(empty()),
     "INVALID_TOOL_CALLS": ends(*[calls(("get_secret_code", {"age": 7}))] * 3),
     "NO_TOOL_CALL": ends(says("No.", unruly=True), tool_choice=REQUIRED),
-    "RUN_TIMED_OUT": ends(silent(), run_timeout=Duration(nanos=400_000_000)),
+    "RUN_TIMED_OUT": ends(silent(), run_timeout=Duration(nanos=50_000_000)),
     "INTERNAL": ends(calls(("get_secret_code", {"name": "Alice"}))),
     "SERVER_STOPPED": ends(silent()),
 }
