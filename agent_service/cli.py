@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Coroutine
+from typing import Any
 
 from agent_service import __version__
 
@@ -58,6 +60,7 @@ def serve_flags() -> dict[str, str]:
 def _add_serve_flags(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--host", help="address to listen on (127.0.0.1)")
     serve.add_argument("--port", type=int, help="port to listen on, 0 for a free one (50051)")
+    serve.add_argument("--workers", type=int, help="server processes that share the port and the SQLite file (1)")
     serve.add_argument(
         "--insecure-any-address", action="store_true", default=None, help="allow an address other than loopback"
     )
@@ -70,8 +73,6 @@ def _add_serve_flags(serve: argparse.ArgumentParser) -> None:
 
 
 def _serve(flags: dict[str, object]) -> int:
-    import asyncio
-
     from agent_service.settings import SettingsError, load_settings
 
     try:
@@ -84,28 +85,41 @@ def _serve(flags: dict[str, object]) -> int:
 
     configure_logs(settings.log_level, settings.log_format)
 
-    from agent_service import wiring
+    from agent_service import workers
     from agent_service.local_model import LocalModelFailedError, LocalModelMissingError
+
+    local_model = (LocalModelMissingError, LocalModelFailedError)
+    if settings.workers > 1:
+        return _run(workers.serve_workers(settings, _given(flags), _ready), (workers.WorkerError, *local_model))
+    if settings.worker:
+        workers.end_with_parent()
+
+    from agent_service import wiring
     from agent_service.stores.sqlite_thread import SchemaError
     from agent_service.tools import ToolLoadError
     from agent_service.transport.server import BindError
 
-    known = (
-        SettingsError,
-        wiring.StartError,
-        LocalModelMissingError,
-        LocalModelFailedError,
-        SchemaError,
-        ToolLoadError,
-        BindError,
-    )
+    known = (SettingsError, wiring.StartError, *local_model, SchemaError, ToolLoadError, BindError)
+    return _run(wiring.serve(settings, _ready), known)
+
+
+def _run(serving: Coroutine[Any, Any, None], known: tuple[type[Exception], ...]) -> int:
+    import asyncio
+
     try:
-        asyncio.run(wiring.serve(settings, _ready))
+        asyncio.run(serving)
     except known as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _given(flags: dict[str, object]) -> list[str]:
+    """The flags of `serve` as they were given."""
+    options = serve_flags()
+    given = {options[name]: value for name, value in flags.items() if value is not None}
+    return [option if value is True else f"{option}={value}" for option, value in given.items()]
 
 
 def _ready(address: str) -> None:

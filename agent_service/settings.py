@@ -40,6 +40,8 @@ class Settings(BaseSettings):
     insecure_any_address: bool = Field(
         False, description="Allow an address other than loopback, although there is neither TLS nor authentication."
     )
+    workers: int = Field(1, ge=1, le=64, description="Server processes that share the port and the SQLite file.")
+    worker: bool = Field(False, description="Set by the service for its workers: the port is shared.")
     store: str = Field(
         "agent-service.sqlite3", min_length=1, description="Path of the SQLite file, or 'memory' to keep nothing."
     )
@@ -72,6 +74,9 @@ class Settings(BaseSettings):
         (), description="Server tools: module paths 'package.module' or 'package.module:function', comma-separated."
     )
     tool_timeout_seconds: float = Field(60.0, gt=0, description="Time for a server tool that sets none itself.")
+    lease_seconds: float = Field(
+        6.0, ge=1, description="How long a run waits for its server process before another one takes it over."
+    )
     heartbeat_seconds: float = Field(15.0, gt=0, description="Silence on a stream before a heartbeat.")
     grace_seconds: float = Field(10.0, ge=0, description="Time for running runs when the server is told to stop.")
     reflection: bool = Field(True, description="Serve gRPC reflection.")
@@ -88,6 +93,11 @@ class Settings(BaseSettings):
     @classmethod
     def _parse(cls, value: object) -> object:
         return json.loads(value) if isinstance(value, str) else value
+
+    @property
+    def address(self) -> str:
+        """Where to listen, as gRPC writes it."""
+        return f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     @property
     def external_model(self) -> bool:
@@ -120,6 +130,8 @@ def load_settings(**flags: object) -> Settings:
             f"host: {settings.host} is not loopback, and there is neither TLS nor authentication; "
             "use 127.0.0.1 behind a proxy that has both, or add --insecure-any-address"
         )
+    if settings.workers > 1 and settings.store_path is None:
+        raise SettingsError(f"workers: {settings.workers} processes cannot share a store in memory; name a SQLite file")
     return settings
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import signal
 import time
@@ -13,9 +14,8 @@ from dataclasses import dataclass
 import structlog
 
 from agent_service.agents_file import read_agents
-from agent_service.domain.errors import Reason
 from agent_service.domain.event import Event
-from agent_service.domain.run import AgentDefinition, AgentKind, RunError
+from agent_service.domain.run import AgentDefinition, AgentKind, Owner
 from agent_service.engine.agents import Agents
 from agent_service.engine.commands import Caller
 from agent_service.engine.context import Contexts
@@ -26,6 +26,7 @@ from agent_service.engine.registry import Registry
 from agent_service.engine.runs import Runs
 from agent_service.engine.store import Publish, RunStore
 from agent_service.engine.supervisor import Supervisor
+from agent_service.engine.upkeep import Upkeep
 from agent_service.local_model import run_local_model
 from agent_service.models.endpoint import Timeouts
 from agent_service.models.openai_chat import OpenAIChatModel
@@ -163,23 +164,25 @@ async def service(settings: Settings, endpoint: Endpoint) -> AsyncIterator[Serve
         contexts = Contexts(store, limits.context_cache_bytes)
         observers.append(contexts.observe)
         parts = Parts(store, hub, contexts, {endpoint.client.name: endpoint.client}, tools, limits, new_id)
-        runs = Runs(parts, Supervisor(_crashed), owner=new_id("process"), heartbeat=settings.heartbeat_seconds)
+        owner = Owner(new_id("process"), int(settings.lease_seconds * 1e9))
+        runs = Runs(parts, Supervisor(_crashed), owner=owner, heartbeat=settings.heartbeat_seconds)
         agents = Agents(configured, registry, runs, provider=endpoint.client.name, default_model=endpoint.name)
         server = Server(
-            f"{_bracketed(settings.host)}:{settings.port}",
+            settings.address,
             agents=agents,
             registry=registry,
             runs=runs,
             limits=limits,
             caller=Caller(DEFAULT_TENANT),
             reflect=settings.reflection,
+            share_port=settings.worker,
         )
-        await _recover(store)
-        await server.start()
-        try:
-            yield server
-        finally:
-            await server.stop(lambda: runs.shut_down(settings.grace_seconds), _STOP_SECONDS)
+        async with Upkeep(runs).going_on():
+            await server.start()
+            try:
+                yield server
+            finally:
+                await server.stop(lambda: runs.shut_down(settings.grace_seconds), _STOP_SECONDS)
     finally:
         await store.close()
 
@@ -187,8 +190,15 @@ async def service(settings: Settings, endpoint: Endpoint) -> AsyncIterator[Serve
 async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
     """Serves until SIGTERM or SIGINT; `ready` is told the address."""
     async with model_endpoint(settings) as endpoint, service(settings, endpoint) as server:
-        address = f"{_bracketed(settings.host)}:{server.port}"
-        log.info("serving", address=address, store=settings.store, model=endpoint.name, endpoint=endpoint.where)
+        address = settings.model_copy(update={"port": server.port}).address
+        log.info(
+            "serving",
+            pid=os.getpid(),
+            address=address,
+            store=settings.store,
+            model=endpoint.name,
+            endpoint=endpoint.where,
+        )
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -198,17 +208,5 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
     log.info("stopped")
 
 
-async def _recover(store: RunStore) -> None:
-    """This server is the only one on its store: what runs there was left by one that is gone."""
-    error = RunError(Reason.SERVER_STOPPED, "the server stopped while the run was running", retryable=True)
-    count = await store.interrupt_running(error)
-    if count:
-        log.warning("runs.interrupted", count=count)
-
-
 def _crashed(error: BaseException) -> None:
     log.error("task.crashed", exc_info=error)
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

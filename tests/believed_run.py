@@ -43,6 +43,7 @@ class BelievedRun:
     )
     events: list[Event] = field(default_factory=list)
     stops: int = 0
+    lost: int = 0
 
     @property
     def over(self) -> bool:
@@ -70,6 +71,37 @@ class BelievedRun:
         for call in self.batch:
             if call.open:
                 call.state = "failed" if call.state == "started" else "cancelled"
+
+    def lose(self) -> bool:
+        """The owner is gone; True if the next one works on."""
+        if self.status != "running":
+            return False
+        self.lost += 1
+        self.epoch += 1
+        if self.lost == 3:
+            self.stop("interrupted")
+            return False
+        return self.go_on()
+
+    def retry(self, request_id: str) -> Reason | bool:
+        """What a request to go on leads to: an error, or whether somebody works on."""
+        if request_id in self.receipts:
+            return Reason.REQUEST_ID_REUSED if self.receipts[request_id][0] != "retry" else False
+        if self.status != "interrupted":
+            return Reason.RUN_NOT_INTERRUPTED
+        if request_id:
+            self.receipts[request_id] = ("retry", 0, (), (), ())
+        self.lost = 0
+        self.epoch += 1
+        return self.go_on()
+
+    def go_on(self) -> bool:
+        """Of a call that was started nobody knows the outcome; only a repeatable one may start again."""
+        self.status = "running"
+        for call in self.started:
+            call.state = "proposed" if call.kind == "repeatable" else "failed"
+        self.settle_down()
+        return self.status == "running"
 
     def settle_down(self) -> None:
         """Where a run that the server works on stands after something happened to its calls."""
@@ -104,6 +136,7 @@ class BelievedRun:
         self.receipts[request_id] = (digest, sequence, tuple(call.name for call, _ in new), already, remaining)
         if not new:
             return (False, False)
+        self.lost = 0
         if remaining or self.status == "interrupted":
             self.stops += 1
         elif self.status == "paused":

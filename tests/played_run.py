@@ -23,7 +23,7 @@ from agent_service.domain.run import Run
 from agent_service.domain.start import ConversationState, plan_start
 from agent_service.domain.submit import CallAnswer, Submitted, submit
 from agent_service.domain.tool import Call, Outcome
-from tests.store_contract import counter, new_run, step, submitted
+from tests.store_contract import SECOND, counter, new_run, step, submitted
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ class Played:
 
     def submits(self, *answers: CallAnswer, request_id: str = "req_1") -> Submitted:
         """The caller submits."""
-        return self.do(submit, submitted(*answers, request_id=request_id), "process_2", request_id=request_id)
+        return self.do(submit, submitted(*answers, request_id=request_id), SECOND, request_id=request_id)
 
     def executes(self, tool_call_id: str, text: str = "found", *, failed: bool = False) -> None:
         """The server starts a call and finishes it."""

@@ -12,9 +12,20 @@ from typing import Any
 from agent_service.domain.draft import NewId, Snapshot
 from agent_service.domain.errors import Reason
 from agent_service.domain.message import Message, UserContent
-from agent_service.domain.moves import PlannedCall, StepRecord, cancel, interrupt, record_answer
+from agent_service.domain.moves import PlannedCall, StepRecord, cancel, fail, record_answer
 from agent_service.domain.registry import CallFilter, Page, RunFilter
-from agent_service.domain.run import AgentDefinition, AgentKind, Claim, Pinned, Run, RunError, RunStatus, Usage
+from agent_service.domain.run import (
+    AgentDefinition,
+    AgentKind,
+    Claim,
+    Owner,
+    Pinned,
+    Run,
+    RunError,
+    RunStatus,
+    StopReason,
+    Usage,
+)
 from agent_service.domain.start import NewRun, Started
 from agent_service.domain.submit import ApproveAnswer, CallAnswer, ReturnAnswer, Submission, submit
 from agent_service.domain.tool import Executor
@@ -29,7 +40,10 @@ from agent_service.stores.sqlite_registry import SqliteRegistry
 TENANT = "acme"
 OTHER = "globex"
 ALL = 1000
-GONE = RunError(Reason.SERVER_STOPPED, "the server stopped", retryable=True)
+LEASE = 10_000
+"""Nanoseconds of a lease."""
+FIRST, SECOND = Owner("process_1", LEASE), Owner("process_2", LEASE)
+GONE = RunError(Reason.LLM_UNAVAILABLE, "the endpoint is down", retryable=True)
 PINNED = Pinned("default", AgentKind.LLM, "model-1", "openai", "Be helpful.")
 
 
@@ -90,7 +104,7 @@ class Kept:
 
     async def interrupted(self, run_id: str, tenant: str = TENANT) -> Snapshot:
         """The run's server goes."""
-        return await self.store.move(tenant, run_id, moved(interrupt, GONE))
+        return await self.store.move(tenant, run_id, moved(fail, StopReason.LLM_API_ERROR, GONE))
 
     async def run(self, run_id: str, tenant: str = TENANT) -> Run:
         """The run as it is now."""
@@ -116,7 +130,7 @@ class Kept:
         await self.store.move(
             TENANT,
             run_id,
-            lambda draft: submit(draft, submission, "process_2"),
+            lambda draft: submit(draft, submission, SECOND),
             call_ids=(tool_call_id,),
             request_id=submission.request_id,
         )
@@ -158,7 +172,7 @@ def new_run(
         update_time=0,
         labels=labels or {},
     )
-    return NewRun(run, PINNED, (UserContent(text),), "process_1", new_conversation=not conversation_id)
+    return NewRun(run, PINNED, (UserContent(text),), FIRST, new_conversation=not conversation_id)
 
 
 def client(tool_call_id: str, name: str = "look_up") -> PlannedCall:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,11 @@ class Client:
         """CancelRun."""
         return (await self.runs.CancelRun(run_service_pb2.CancelRunRequest(run_id=run_id))).run
 
+    async def retry(self, run_id: str, request_id: str = "") -> runs_pb2.Run:
+        """RetryRun."""
+        request = run_service_pb2.RetryRunRequest(run_id=run_id, request_id=request_id)
+        return (await self.runs.RetryRun(request)).run
+
     async def delete(self, run_id: str) -> None:
         """DeleteRun."""
         await self.runs.DeleteRun(run_service_pb2.DeleteRunRequest(run_id=run_id))
@@ -111,6 +117,14 @@ class Client:
         """The events of a WatchRun that ends by itself."""
         request = run_service_pb2.WatchRunRequest(run_id=run_id, after_sequence=after, **fields)
         return [response.event async for response in self.runs.WatchRun(request)]
+
+
+def lost_twice(path: str) -> None:
+    """Makes the file what it is after the process that works on a run was killed, the second time in a row."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute(
+            "UPDATE runs SET lease_expire_time = 1, body = json_set(body, '$.losses', 2) WHERE status = 'running'"
+        )
 
 
 def step(text: str, *tools: tools_pb2.ClientToolSchema, **fields: Any) -> agent_service_pb2.StepRequest:

@@ -18,8 +18,9 @@ from agent_service.domain.draft import Draft, NewId, Snapshot
 from agent_service.domain.errors import AgentServiceError, Reason
 from agent_service.domain.event import Event
 from agent_service.domain.message import Message, UserContent
-from agent_service.domain.moves import PlannedCall, StepRecord, record_answer
-from agent_service.domain.run import AgentKind, Claim, Pinned, Run, RunError, RunStatus, Usage
+from agent_service.domain.moves import PlannedCall, StepRecord, fail, record_answer
+from agent_service.domain.recovery import recover, retry
+from agent_service.domain.run import AgentKind, Claim, Owner, Pinned, Run, RunError, RunStatus, StopReason, Usage
 from agent_service.domain.start import NewRun, Started
 from agent_service.domain.submit import (
     ApproveAnswer,
@@ -30,7 +31,7 @@ from agent_service.domain.submit import (
     Submitted,
     submit,
 )
-from agent_service.domain.tool import Executor
+from agent_service.domain.tool import Executor, ToolSchema
 from agent_service.engine.loop import moved
 from agent_service.engine.store import Publish, RunStore
 from agent_service.stores.memory import MemoryStore
@@ -38,8 +39,12 @@ from agent_service.stores.sqlite import SqliteStore
 
 TENANT = "acme"
 OTHER = "globex"
-GONE = RunError(Reason.SERVER_STOPPED, "the server stopped", retryable=True)
-PINNED = Pinned("default", AgentKind.LLM, "model-1", "openai", "Be helpful.")
+LEASE = 10_000
+"""Nanoseconds of a lease."""
+FIRST, SECOND = Owner("process_1", LEASE), Owner("process_2", LEASE)
+GONE = RunError(Reason.LLM_UNAVAILABLE, "the endpoint is down", retryable=True)
+REPEATABLE = ToolSchema("repeatable", "", "{}", Executor.SERVER, idempotent=True)
+PINNED = Pinned("default", AgentKind.LLM, "model-1", "openai", "Be helpful.", (REPEATABLE,))
 
 
 class Clock:
@@ -96,9 +101,28 @@ class Kept:
         return await self.store.move(
             tenant,
             run_id,
-            lambda draft: submit(draft, submission, "process_2"),
+            lambda draft: submit(draft, submission, SECOND),
             call_ids=tuple(answer.tool_call_id for answer in answers),
             request_id=request_id,
+        )
+
+    async def interrupt(self, run_id: str = "run_1", tenant: str = TENANT) -> Snapshot:
+        """The run's present owner gives up, because of a failure that may pass."""
+        return await self.store.owner_move(
+            await self.claim(run_id, tenant), moved(fail, StopReason.LLM_API_ERROR, GONE)
+        )
+
+    async def recover(self, run_id: str = "run_1", tenant: str = TENANT) -> bool:
+        """The lease of the run's owner is over, and another process looks after the run; True if it goes on there."""
+        self.clock.now += LEASE
+        pinned = await self.store.get_pinned(tenant, run_id)
+        return await self.store.move(tenant, run_id, lambda draft: recover(draft, pinned, SECOND))
+
+    async def retry(self, run_id: str = "run_1", request_id: str = "", tenant: str = TENANT) -> bool:
+        """Somebody asks to go on with the run; True if it goes on."""
+        pinned = await self.store.get_pinned(tenant, run_id)
+        return await self.store.move(
+            tenant, run_id, lambda draft: retry(draft, request_id, pinned, SECOND), request_id=request_id
         )
 
     async def claim(self, run_id: str = "run_1", tenant: str = TENANT) -> Claim:
@@ -158,7 +182,7 @@ def new_run(
         update_time=0,
         **row,
     )
-    return NewRun(run, pinned, (UserContent(text),), "process_1", new_conversation=not conversation_id)
+    return NewRun(run, pinned, (UserContent(text),), FIRST, new_conversation=not conversation_id)
 
 
 def client(tool_call_id: str, arguments: str = "{}") -> PlannedCall:
@@ -169,6 +193,11 @@ def client(tool_call_id: str, arguments: str = "{}") -> PlannedCall:
 def server(tool_call_id: str, arguments: str = "{}") -> PlannedCall:
     """A call of a server tool."""
     return _planned(tool_call_id, arguments, Executor.SERVER)
+
+
+def repeatable(tool_call_id: str) -> PlannedCall:
+    """A call of the server tool that may be executed more than once."""
+    return _planned(tool_call_id, "{}", Executor.SERVER, name=REPEATABLE.name)
 
 
 def approval(tool_call_id: str, arguments: str = "{}") -> PlannedCall:

@@ -313,15 +313,15 @@ async def test_a_watcher_of_an_interrupted_run_that_is_deleted_is_told(store: st
 
 
 async def test_a_conversation_stays_usable_after_its_interrupted_run_is_deleted(tmp_path: Path) -> None:
-    """A server goes while a tool executes, and the run is deleted: what is left of it can be sent to the model."""
-    path, before = str(tmp_path / "runs.sqlite3"), executing.count
-    script = [calls(("wait_for_ever", {}), ("get_secret_code", {"name": "Alice"})), says("Let us go on.")]
+    """The model fails after a tool was used: what the deleted run leaves can be sent to the model."""
+    path = str(tmp_path / "runs.sqlite3")
+    script = [calls(("get_secret_code", {"name": "Alice"})), fails(503, "Busy."), says("Let us go on.")]
     async with ScriptedOpenAI(script) as upstream:
         async with serving(upstream, path, tools=TOOLS) as client:
-            run = (await client.agent.Step(step("Hi", SECRET, run_id="run-1", background=True))).run
-            await executing.reach(before + 1)
+            run = (await client.ask("Hi", SECRET, run_id="run-1")).run
+            answered = await client.answer("run-1", returned(run.pending_tool_calls[0], "A-1"))
+            assert answered.run.status == runs_pb2.RUN_STATUS_INTERRUPTED
         async with serving(upstream, path, tools=TOOLS) as client:
-            assert (await client.run("run-1")).status == runs_pb2.RUN_STATUS_INTERRUPTED
             await client.delete("run-1")
             assert len((await client.waiting()).calls) == 0
             answered = await client.ask("Still there?", conversation_id=run.conversation_id)

@@ -217,6 +217,13 @@ async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
     return lambda: client.agent.SubmitToolReturns(again), {"request_id": "req_1"}
 
 
+@refused("RUN_NOT_INTERRUPTED", says("Hello."))
+async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
+    await client.ask("Hi", run_id="run_8f")
+    request = run_service_pb2.RetryRunRequest(run_id="run_8f")
+    return lambda: client.runs.RetryRun(request), {"run_id": "run_8f", "status": "COMPLETED"}
+
+
 @refused("CURSOR_AHEAD", ASKED)
 async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
     await paused(client)

@@ -32,7 +32,7 @@ RUN_REASONS = frozenset(
         Reason.LLM_INVALID_RESPONSE,
         Reason.INVALID_TOOL_CALLS,
         Reason.NO_TOOL_CALL,
-        Reason.SERVER_STOPPED,
+        Reason.RUN_LOST_REPEATEDLY,
         Reason.RUN_TIMED_OUT,
     }
 )

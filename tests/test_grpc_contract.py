@@ -246,7 +246,7 @@ async def test_reflection_can_be_turned_off() -> None:
 def test_clients_may_ping_every_half_minute() -> None:
     """Keepalive pings of 30 s are not punished with GOAWAY, with calls or without; the server pings by itself, too, and
     lets no other process share its port."""
-    options = dict(server._options(Limits()))
+    options = dict(server._options(Limits(), False))
     assert options["grpc.http2.min_ping_interval_without_data_ms"] <= 30_000
     assert options["grpc.http2.max_ping_strikes"] == 0
     assert options["grpc.keepalive_permit_without_calls"] == 1

@@ -189,7 +189,7 @@ def test_readers_lose_nothing_whatever_happens_while_they_read(
         writer = Writer(hub)
         writer.commit(PAUSED)
         readers: list[Reader] = []
-        with hub.own(TENANT, RUN) as channel:
+        with hub.own(TENANT, RUN, 0) as channel:
             do: dict[str, Callable[[Any], object]] = {
                 "say": lambda text: writer.say(channel, text),
                 "finish": lambda _: writer.finish(channel),
@@ -231,7 +231,7 @@ def test_a_reader_that_keeps_up_sees_the_whole_message_whenever_it_attaches(
         writer = Writer(Hub(1000))
         writer.commit(PAUSED)
         reader = None
-        with writer.hub.own(TENANT, RUN) as channel:
+        with writer.hub.own(TENANT, RUN, 0) as channel:
             for number, piece in enumerate(pieces):
                 if number == min(attach, len(pieces) - 1):
                     reader = Reader(writer, 0)
@@ -255,7 +255,7 @@ async def test_a_reader_that_stalls_is_cut_off_and_catches_up_from_the_log() -> 
     """Above the limit its queue is dropped; then it reads the log, and gets the text so far as one delta."""
     writer = Writer(Hub(4))
     writer.commit(PAUSED)
-    with writer.hub.own(TENANT, RUN) as channel:
+    with writer.hub.own(TENANT, RUN, 0) as channel:
         reader = Reader(writer, 0)
         reader.let(1)
         await settled(lambda: len(reader.seen) == 2)
@@ -319,7 +319,7 @@ async def test_a_delta_of_before_is_not_shown_after_the_event_that_ended_it() ->
     """A reader that finds an event in the log before it is told of it skips the text that the event made whole."""
     writer = Writer(Hub(10))
     writer.commit(PAUSED)
-    with writer.hub.own(TENANT, RUN) as channel:
+    with writer.hub.own(TENANT, RUN, 0) as channel:
         writer.say(channel, "Half")
         writer.log.append(Event(RUN, 2, "", 0, StepRestarted(2, "broke off")))
         reader = Reader(writer, 0)
@@ -449,7 +449,7 @@ async def test_a_subscription_wakes_its_reader_for_anything_to_read() -> None:
 async def test_channels_last_as_long_as_someone_uses_them() -> None:
     """Readers and the owner share one channel per run and tenant; with the last of them it is gone."""
     hub = Hub(10)
-    with hub.own(TENANT, RUN) as channel, hub.subscribe(TENANT, RUN, deltas=True) as one:
+    with hub.own(TENANT, RUN, 0) as channel, hub.subscribe(TENANT, RUN, deltas=True) as one:
         with hub.subscribe("globex", RUN, deltas=True) as other:
             assert one.channel is channel
             assert other.channel is not channel

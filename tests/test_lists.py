@@ -14,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from agent_service.engine.limits import Limits
 from tests.scripted_openai import Gate, Reply, ScriptedOpenAI, calls, fails, says
-from tests.service import SECRET, Client, kinds, refusal, returned, scripted, serving, step
+from tests.service import SECRET, Client, kinds, lost_twice, refusal, returned, scripted, serving, step
 
 pytestmark = pytest.mark.anyio
 
@@ -257,7 +257,7 @@ async def test_messages_of_nothing_are_refused(fields: dict[str, Any], code: str
 
 
 async def test_messages_of_a_run_that_was_interrupted_and_settled_by_the_next_one(tmp_path: Path) -> None:
-    """A server goes while a tool executes: what the next start writes for the open calls belongs to the old run."""
+    """A tool executes that killed its servers: what the next start writes for the open calls belongs to the old run."""
     path = str(tmp_path / "runs.sqlite3")
     script = [calls(("hold", {}), ("get_secret_code", {"name": "Alice"})), says("Let us go on.")]
     async with ScriptedOpenAI(script) as upstream:
@@ -268,6 +268,7 @@ async def test_messages_of_a_run_that_was_interrupted_and_settled_by_the_next_on
             async for response in stream:
                 if response.event.message_stored.message.HasField("tool_call"):
                     break
+        lost_twice(path)
         async with serving(upstream, path, tools="tests.test_lists:hold") as client:
             assert (await client.run("old")).status == runs_pb2.RUN_STATUS_INTERRUPTED
             await client.ask("And now?", SECRET, conversation_id=conversation_id, run_id="new")

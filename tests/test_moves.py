@@ -24,7 +24,6 @@ from agent_service.domain.moves import (
     cancel,
     fail,
     finish_calls,
-    interrupt,
     restart_step,
     start_calls,
 )
@@ -316,18 +315,18 @@ def test_interrupting_keeps_open_calls_open() -> None:
     """An answer to one of them is still taken, tells where the run stands, and resumes nothing."""
     run = Played().answers(server("s1"), client("c1"), client("c2"))
     run.do(start_calls, ("s1",))
-    run.do(interrupt, GONE)
-    assert (run.where, run.run.epoch) == (("interrupted", "error"), 2)
+    run.do(fail, StopReason.LLM_API_ERROR, GONE)
+    assert (run.where, run.run.epoch) == (("interrupted", "llm_api_error"), 1)
     assert run.states == {"s1": "started", "c1": "pending", "c2": "pending"}
     for name in ("c1", "c2"):
         accepted = run.submits(returns(name), request_id=name)
         assert (accepted.fresh, accepted.resumed) == (True, False)
-        assert (run.where, run.stops[-1].status) == (("interrupted", "error"), RunStatus.INTERRUPTED)
+        assert (run.where, run.stops[-1].status) == (("interrupted", "llm_api_error"), RunStatus.INTERRUPTED)
     assert [len(stop.remaining) for stop in run.stops] == [2, 1, 0]
 
 
 @pytest.mark.parametrize("stopped", ["paused", "cancelled", "completed", "interrupted"])
-def test_only_a_running_run_is_interrupted(stopped: str) -> None:
+def test_only_a_running_run_fails(stopped: str) -> None:
     """One that stopped meanwhile stays as it is."""
     run = Played()
     if stopped == "paused":
@@ -335,9 +334,9 @@ def test_only_a_running_run_is_interrupted(stopped: str) -> None:
     elif stopped == "completed":
         run.answers(text="Hi.")
     else:
-        run.do(cancel) if stopped == "cancelled" else run.do(interrupt, LOST)
+        run.do(cancel) if stopped == "cancelled" else run.do(fail, StopReason.LLM_API_ERROR, LOST)
     before = run.run
-    run.do(interrupt, GONE)
+    run.do(fail, StopReason.LLM_API_ERROR, GONE)
     assert run.run is before
     assert run.where[0] == stopped
 

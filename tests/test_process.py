@@ -13,12 +13,12 @@ from typing import Any
 import grpc
 import pytest
 from agentrpc.v1 import agent_service_pb2 as pb
-from agentrpc.v1 import errors_pb2, run_service_pb2, run_service_pb2_grpc, runs_pb2
+from agentrpc.v1 import events_pb2, run_service_pb2, run_service_pb2_grpc, runs_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.process import API_KEY, ServerProcess, environment, refused, running
 from tests.scripted_openai import Gate, ScriptedOpenAI, calls, says, silent
-from tests.service import SECRET, Client, durable, event_kinds, kinds, refusal, returned, step, submit
+from tests.service import SECRET, Client, durable, kinds, refusal, returned, step, submit
 
 pytestmark = pytest.mark.anyio
 
@@ -26,7 +26,7 @@ CALL = calls(("get_secret_code", {"name": "Alice"}))
 STORE = ("--store", "runs.sqlite3")
 NARROW = [("grpc.enable_http_proxy", 0), ("grpc.http2.bdp_probe", 0)]
 """A connection that takes 64 KiB before its client reads, and never more."""
-PAUSED, RUNNING, INTERRUPTED = runs_pb2.RUN_STATUS_PAUSED, runs_pb2.RUN_STATUS_RUNNING, runs_pb2.RUN_STATUS_INTERRUPTED
+PAUSED, RUNNING = runs_pb2.RUN_STATUS_PAUSED, runs_pb2.RUN_STATUS_RUNNING
 
 
 @asynccontextmanager
@@ -58,13 +58,13 @@ async def test_a_pause_outlives_the_server(tmp_path: Path) -> None:
             assert {"run.stopped", "rpc"} <= {line["event"] for line in lines}
 
 
-async def test_what_was_acknowledged_survives_a_kill_during_the_model_call(tmp_path: Path) -> None:
-    """A start and a submit are there after kill -9, as interrupted runs; their conversations can be used at once, and
-    a strict endpoint accepts their history. A repeat of either is answered as before.
+async def test_a_run_goes_on_after_its_server_was_killed_during_the_model_call(tmp_path: Path) -> None:
+    """A start and a submit are there after kill -9, and the next server goes on with both at once, without a word of
+    their callers. A repeat of either is answered as before, and the model has answered each once.
     """
     replies = [CALL, silent(before_headers=True), silent("Half", after=1), says("One."), says("Two.")]
     async with upstream_of(*replies) as upstream:
-        env = environment(upstream)
+        env = environment(upstream, AGENT_SERVICE_LEASE_SECONDS="3600")
         async with running(tmp_path, env, *STORE) as (server, client):
             paused = await client.ask("Code?", SECRET, run_id="run-1")
             answers = submit("run-1", returned(paused.run.pending_tool_calls[0], "A-1"), background=True)
@@ -74,25 +74,18 @@ async def test_what_was_acknowledged_survives_a_kill_during_the_model_call(tmp_p
             await server.kill()
             await upstream.disconnected.reach(2)
         async with running(tmp_path, env, *STORE) as (server, client):
-            assert [line["count"] for line in server.log if line["event"] == "runs.interrupted"] == [2]
-            for run_id in ("run-1", "run-2"):
-                run = await client.run(run_id)
-                assert run.status == INTERRUPTED
-                assert (run.error.reason, run.error.retryable) == (errors_pb2.ERROR_REASON_SERVER_STOPPED, True)
-                stops = [
-                    e for e in await client.watch(run_id, stop_at="STOP_AT_NEXT_STOP") if e.HasField("run_stopped")
-                ]
-                assert len(stops) == 1
+            assert [line["count"] for line in server.log if line["event"] == "runs.taken_over"] == [2]
+            for run_id, epoch in (("run-1", 3), ("run-2", 2)):
+                events = await client.watch(run_id)
+                resumed = [event.run_resumed for event in events if event.HasField("run_resumed")][-1]
+                assert (resumed.cause, resumed.epoch) == (events_pb2.RUN_CAUSE_RECOVERY, epoch)
+                assert events[-1].run_stopped.status == runs_pb2.RUN_STATUS_COMPLETED
             again = await client.agent.SubmitToolReturns(answers)
             assert again.receipt == receipt
-            assert kinds(again.messages) == ["tool_return"]
             joined = await client.ask("Hi", run_id="run-2")
-            assert joined.run.status == INTERRUPTED
-            assert upstream.request_count == 3
-            for run, text in ((again.run, "One."), (joined.run, "Two.")):
-                answer = await client.ask("And now?", conversation_id=run.conversation_id)
-                assert answer.messages[-1].assistant.text == text
-                assert (await client.run(run.run_id)).status == runs_pb2.RUN_STATUS_FAILED
+            assert {m.messages[-1].assistant.text for m in (again, joined)} == {"One.", "Two."}
+            assert upstream.request_count == 5
+            assert [(await client.run(run_id)).model_attempts for run_id in ("run-1", "run-2")] == [3, 2]
             upstream.check_histories()
 
 
@@ -134,30 +127,29 @@ async def _shutting_down(client: Client) -> None:
     assert answer.retry_seconds is not None
 
 
-async def test_a_server_that_is_told_to_stop_interrupts_what_does_not_end(tmp_path: Path) -> None:
-    """After the grace time running runs are interrupted, their streams end OK with that stop, and nothing is lost."""
-    async with upstream_of(silent("Half", after=1), silent(before_headers=True)) as upstream:
-        env = environment(upstream, AGENT_SERVICE_GRACE_SECONDS="0.1")
+async def test_a_server_that_is_told_to_stop_leaves_what_does_not_end_to_the_next(tmp_path: Path) -> None:
+    """After the grace time callers are told to attach again, and whoever starts next goes on with the runs at once."""
+    replies = [silent("Half", after=1), silent(before_headers=True), says("One."), says("Two.")]
+    async with upstream_of(*replies) as upstream:
+        env = environment(upstream, AGENT_SERVICE_GRACE_SECONDS="0.1", AGENT_SERVICE_LEASE_SECONDS="3600")
         async with running(tmp_path, env, *STORE) as (server, client):
             stream = client.agent.Stream(pb.StreamRequest(step=step("Hi", run_id="run-1"), stream_tokens=True))
             await stream.initial_metadata()
             waiting = asyncio.ensure_future(client.agent.Step(step("Hi", run_id="run-2")))
             await upstream.wait_for_requests(2)
             server.terminate()
-            events = [response.event async for response in stream]
-            assert await stream.code() is grpc.StatusCode.OK
-            assert event_kinds(events)[-1] == "run_stopped"
-            assert events[-1].run_stopped.status == INTERRUPTED
-            assert events[-1].run_stopped.error.reason == errors_pb2.ERROR_REASON_SERVER_STOPPED
-            assert (await waiting).run.status == INTERRUPTED
+            for cut in (await refusal(stream), await refusal(waiting)):
+                assert (cut.code, cut.reason) == ("UNAVAILABLE", "SHUTTING_DOWN")
             assert await server.ended() == 0
             told = [line["event"] for line in server.log]
             assert "stopping" in told
             assert told[-1] == "stopped"
         async with running(tmp_path, env, *STORE) as (_, client):
-            watched = await client.watch("run-1", stop_at="STOP_AT_NEXT_STOP")
-            assert durable(watched) == durable(events)
-            assert (await client.run("run-2")).status == INTERRUPTED
+            for run_id in ("run-1", "run-2"):
+                answer = await client.ask("Hi", run_id=run_id)
+                assert answer.run.status == runs_pb2.RUN_STATUS_COMPLETED
+                assert answer.run.model_attempts == 2
+            upstream.check_histories()
 
 
 async def test_a_proxy_in_the_environment_does_not_matter(tmp_path: Path) -> None:

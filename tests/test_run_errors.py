@@ -16,7 +16,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from scripts.errors_page import documented
 from tests.scripted_openai import Reply, ScriptedOpenAI, calls, empty, fails, says, silent
-from tests.service import SECRET, Client, returned, serving
+from tests.service import SECRET, Client, lost_twice, returned, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -49,9 +49,9 @@ RUNS = {
     "NO_TOOL_CALL": ends(says("No.", unruly=True), tool_choice=REQUIRED),
     "RUN_TIMED_OUT": ends(silent(), run_timeout=Duration(nanos=50_000_000)),
     "INTERNAL": ends(calls(("get_secret_code", {"name": "Alice"}))),
-    "SERVER_STOPPED": ends(silent()),
+    "RUN_LOST_REPEATEDLY": ends(silent()),
 }
-ALONE = [reason for reason in RUNS if reason not in ("INTERNAL", "SERVER_STOPPED")]
+ALONE = [reason for reason in RUNS if reason not in ("INTERNAL", "RUN_LOST_REPEATEDLY")]
 
 
 async def check(client: Client, run_id: str, reason: str) -> runs_pb2.Run:
@@ -79,16 +79,17 @@ async def test_a_run_that_goes_wrong_says_why(reason: str, store: str) -> None:
         assert answer.run == run
 
 
-async def test_a_run_whose_server_stops_can_be_found_interrupted(tmp_path: Path) -> None:
-    """The next server on the same file shows it, and a new message of the conversation goes on."""
+async def test_a_run_that_lost_its_server_again_and_again_is_set_aside(tmp_path: Path) -> None:
+    """The next server on the same file does not go on with it, and a new message of the conversation is answered."""
     store = str(tmp_path / "runs.sqlite3")
-    async with ScriptedOpenAI(RUNS["SERVER_STOPPED"].script) as upstream:
+    async with ScriptedOpenAI(RUNS["RUN_LOST_REPEATEDLY"].script) as upstream:
         async with serving(upstream, store) as client:
             await client.ask("Go.", run_id="run_8f", background=True)
             await upstream.wait_for_requests(1)
         upstream.add(says("Here I am."))
+        lost_twice(store)
         async with serving(upstream, store) as client:
-            run = await check(client, "run_8f", "SERVER_STOPPED")
+            run = await check(client, "run_8f", "RUN_LOST_REPEATEDLY")
             answer = await client.ask("Are you there?", conversation_id=run.conversation_id)
             assert answer.messages[-1].assistant.text == "Here I am."
 

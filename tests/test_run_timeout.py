@@ -13,12 +13,12 @@ from google.protobuf.duration_pb2 import Duration
 from agent_service.domain.draft import Draft, RunState
 from agent_service.domain.event import RunCause
 from agent_service.domain.message import UserContent
-from agent_service.domain.moves import begin, cancel, fail, interrupt, record_answer, rest_or_go_on, resume, settle
+from agent_service.domain.moves import begin, cancel, fail, record_answer, rest_or_go_on, resume, settle
 from agent_service.domain.run import Run, RunStatus, StopReason
 from agent_service.domain.tool import Call, Outcome
 from agent_service.engine.loop import moved
 from agent_service.engine.store import Move
-from tests.registry_contract import GONE, client, counter, new_run, step
+from tests.registry_contract import FIRST, GONE, client, counter, new_run, step
 from tests.scripted_openai import Gate, Happening, calls, says, silent
 from tests.service import SECRET, kinds, refusal, returned, scripted
 from tests.service import step as start
@@ -65,14 +65,14 @@ class Played:
 
 def began(draft: Draft) -> None:
     """A start."""
-    begin(draft, (UserContent("Hi"),), "process_1")
+    begin(draft, (UserContent("Hi"),), FIRST)
 
 
 def answered(draft: Draft) -> None:
     """The caller's return of call_1, and the resume."""
     settle(draft, draft.batch[0], Outcome.RETURNED, "A-1")
     rest_or_go_on(draft)
-    resume(draft, RunCause.SUBMIT, "process_1")
+    resume(draft, RunCause.SUBMIT, FIRST)
 
 
 def test_only_the_time_of_running_counts() -> None:
@@ -92,7 +92,7 @@ def test_only_the_time_of_running_counts() -> None:
     ("stop", "status"),
     [
         (moved(cancel), RunStatus.CANCELLED),
-        (moved(interrupt, GONE), RunStatus.INTERRUPTED),
+        (moved(fail, StopReason.LLM_API_ERROR, GONE), RunStatus.INTERRUPTED),
         (moved(fail, StopReason.ERROR, replace(GONE, retryable=False)), RunStatus.FAILED),
     ],
 )

@@ -25,21 +25,24 @@ from agent_service.domain.moves import (
     AskModel,
     CallResult,
     Execute,
+    PlannedCall,
     cancel,
     fail,
     finish_calls,
-    interrupt,
     next_of,
     restart_step,
     start_calls,
 )
+from agent_service.domain.recovery import recover
 from agent_service.domain.run import Claim, RunError, StopReason
 from agent_service.domain.start import Started
 from agent_service.domain.submit import CallAnswer, Submitted
 from agent_service.engine.loop import moved
 from tests.believed_run import BelievedCall, BelievedRun
 from tests.store_contract import (
-    GONE,
+    LEASE,
+    PINNED,
+    SECOND,
     TENANT,
     Kept,
     approval,
@@ -48,6 +51,7 @@ from tests.store_contract import (
     denies,
     opened,
     refused,
+    repeatable,
     returns,
     server,
     submitted,
@@ -56,7 +60,13 @@ from tests.store_contract import (
 T = TypeVar("T")
 CONVERSATION = "conv_run_1"
 MAX_INVALID = 2
-PLANS = {"client": client, "server": server, "approval": approval, "refused": refused}
+PLANS: dict[str, Callable[[str], PlannedCall]] = {
+    "client": client,
+    "server": server,
+    "repeatable": repeatable,
+    "approval": approval,
+    "refused": refused,
+}
 ANSWERS: dict[str, Callable[[str], CallAnswer]] = {
     "return": lambda name: returns(name, "A"),
     "other": lambda name: returns(name, "B"),
@@ -167,7 +177,9 @@ class RunMachine(RuleBasedStateMachine):
             RunMachine.tool_starts: 5 if works and run and run.startable else 0,
             RunMachine.tool_finishes: 5 if works and run and run.started else 0,
             RunMachine.cancel: 1 if run else 0,
-            RunMachine.crash: 1 if run else 0,
+            RunMachine.owner_is_lost: 2 if run else 0,
+            RunMachine.owner_is_only_slow: 1 if run else 0,
+            RunMachine.retry: 3 if run and run.status == "interrupted" else 1 if run else 0,
             RunMachine.stale_owner_writes: 1 if run else 0,
             RunMachine.start: 5 if run is None or run.status not in ("running", "paused") else 1,
             RunMachine.start_again: 1 if run else 0,
@@ -226,11 +238,12 @@ class RunMachine(RuleBasedStateMachine):
             "text": "Hm.",
         }
         self.both(lambda kept: kept.answer(*plans, run_id=run.run_id, **fields))
+        run.lost = 0
         run.invalid = run.invalid + 1 if kinds and set(kinds) == {"refused"} else 0
         for call in run.batch:
             if cut or call.kind == "refused":
                 call.state = "failed"
-            elif call.kind == "server":
+            elif call.kind in ("server", "repeatable"):
                 call.state = "proposed"
         if cut or not kinds:
             run.stop("completed")
@@ -250,6 +263,7 @@ class RunMachine(RuleBasedStateMachine):
         call, failed = draw(st.sampled_from(self.current.started)), draw(st.booleans())
         self.own(finish_calls, (CallResult(call.name, "found", failed),))
         call.state = "failed" if failed else "returned"
+        self.current.lost = 0
         self.current.settle_down()
 
     def model_fails(self, draw: Draw) -> None:
@@ -274,17 +288,30 @@ class RunMachine(RuleBasedStateMachine):
             run.stop("cancelled")
         assert result.run.status.value == run.status
 
-    def crash(self, draw: Draw) -> None:
-        """The owner is gone."""
+    def owner_is_lost(self, draw: Draw) -> None:
+        """Its lease is over and another process looks after the run, whatever state it is in."""
+        run = draw(st.sampled_from([*self.runs[-2:], self.current]))
+        assert self.both(lambda kept: kept.recover(run.run_id)) == run.lose()
+        assert (TENANT, run.run_id) not in self.both(lambda kept: kept.store.lost_runs(9))
+
+    def owner_is_only_slow(self, draw: Draw) -> None:
+        """It renews its lease in time, or just before another process looks, and stays the owner."""
         run = self.current
-        if draw(st.booleans()):
-            self.both(lambda kept: kept.store.move(TENANT, run.run_id, moved(interrupt, GONE)))
-        else:
-            count = self.both(lambda kept: kept.store.interrupt_running(GONE))
-            assert count == (1 if run.status == "running" else 0)
-        if run.status == "running":
-            run.epoch += 1
-            run.stop("interrupted")
+        claim = Claim(TENANT, run.run_id, run.epoch)
+        for kept in self.kept:
+            kept.clock.now += LEASE
+        stale = self.both(lambda kept: kept.store.renew([claim], LEASE))
+        assert stale == (() if run.status == "running" else (claim,))
+        assert not self.both(lambda kept: kept.store.move(TENANT, run.run_id, lambda d: recover(d, PINNED, SECOND)))
+
+    def retry(self, draw: Draw) -> None:
+        """Somebody asks to go on with a run, with a new id, a used one or none."""
+        run = draw(st.sampled_from([*self.runs[-2:], self.current]))
+        used = next(reversed(run.receipts), "")
+        request_id = draw(st.sampled_from([used, "", self.named("req")]))
+        wanted = run.retry(request_id)
+        result = self.both(lambda kept: kept.retry(run.run_id, request_id))
+        assert (result.reason if isinstance(result, AgentServiceError) else result) == wanted
 
     def stale_owner_writes(self, draw: Draw) -> None:
         """Whoever has another epoch than the run writes nothing."""

@@ -6,16 +6,15 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from agent_service.domain.errors import AgentServiceError, Reason, StaleClaimError
+from agent_service.domain.errors import AgentServiceError, Reason
 from agent_service.domain.event import MessageStored, RunAccepted, RunStarted, RunStopped
 from agent_service.domain.message import Message, MessageType, ToolReturnContent, UserContent
-from agent_service.domain.moves import UNKNOWN_OUTCOME, cancel, interrupt, start_calls
+from agent_service.domain.moves import UNKNOWN_OUTCOME, cancel, start_calls
 from agent_service.domain.run import AgentKind, Claim, Pinned, RunStatus, StopReason
 from agent_service.domain.tool import Executor, Outcome, ToolChoice, ToolChoiceMode, ToolSchema
 from agent_service.engine.loop import moved
 from agent_service.engine.store import RunStore
 from tests.store_contract import (
-    GONE,
     OTHER,
     PINNED,
     TENANT,
@@ -125,15 +124,15 @@ async def test_the_next_start_settles_an_interrupted_run(store: str) -> None:
     async with opened(store) as kept:
         await kept.paused(server("started"), client("asked"), server("waiting"))
         await kept.store.owner_move(await kept.claim(), moved(start_calls, ("started",)))
-        await kept.store.move(TENANT, "run_1", moved(interrupt, GONE))
+        await kept.interrupt()
         interrupted = await kept.run()
-        assert (interrupted.status, interrupted.stop_reason) == (RunStatus.INTERRUPTED, StopReason.ERROR)
+        assert (interrupted.status, interrupted.stop_reason) == (RunStatus.INTERRUPTED, StopReason.LLM_API_ERROR)
 
         started = await kept.start("run_2", "conv_run_1", text="And now?")
         settled = await kept.store.get_run(TENANT, "run_1")
-        assert (settled.run.status, settled.run.stop_reason) == (RunStatus.FAILED, StopReason.ERROR)
+        assert (settled.run.status, settled.run.stop_reason) == (RunStatus.FAILED, StopReason.LLM_API_ERROR)
         assert settled.run.error is not None
-        assert (settled.run.error.reason, settled.run.error.retryable) == (Reason.SERVER_STOPPED, False)
+        assert (settled.run.error.reason, settled.run.error.retryable) == (Reason.LLM_UNAVAILABLE, False)
         assert all(call.settled for call in settled.calls)
         messages = await kept.messages()
         assert started.messages == tuple(messages[2:])
@@ -311,26 +310,6 @@ def _texts(messages: list[Message]) -> list[str]:
     return found
 
 
-async def test_interrupting_takes_every_running_run_from_its_owner(store: str) -> None:
-    """Runs of all tenants that are RUNNING are interrupted and counted; paused and ended ones are left alone."""
-    async with opened(store) as kept:
-        await kept.start("run_1")
-        await kept.start("run_2", tenant=OTHER)
-        await kept.paused(client("call_1"), run_id="run_3")
-        await kept.start("run_4")
-        await kept.answer(run_id="run_4", text="Bye.")
-        claim = await kept.claim("run_1")
-        assert await kept.store.interrupt_running(GONE) == 2
-        for tenant, run_id in ((TENANT, "run_1"), (OTHER, "run_2")):
-            run = await kept.run(run_id, tenant)
-            assert (run.status, run.stop_reason, run.error) == (RunStatus.INTERRUPTED, StopReason.ERROR, GONE)
-        assert (await kept.run("run_3")).status is RunStatus.PAUSED
-        assert (await kept.run("run_4")).status is RunStatus.COMPLETED
-        with pytest.raises(StaleClaimError):
-            await kept.store.owner_move(claim, unchanged)
-        assert await kept.store.interrupt_running(GONE) == 0
-
-
 async def test_a_conversation_goes_on_after_any_end(store: str) -> None:
     """Completed, cancelled and interrupted runs keep nobody from starting the next one."""
     async with opened(store) as kept:
@@ -339,7 +318,7 @@ async def test_a_conversation_goes_on_after_any_end(store: str) -> None:
         await kept.start("run_2", "conv_run_1")
         await kept.store.move(TENANT, "run_2", moved(cancel))
         await kept.start("run_3", "conv_run_1")
-        await kept.store.interrupt_running(GONE)
+        await kept.interrupt("run_3")
         await kept.start("run_4", "conv_run_1")
         assert await _statuses(kept, 4) == ["completed", "cancelled", "failed", "running"]
 

@@ -16,8 +16,8 @@ from agent_service.domain.run import Claim, RunStatus
 from agent_service.domain.submit import submit
 from agent_service.engine.loop import moved
 from tests.store_contract import (
-    GONE,
     OTHER,
+    SECOND,
     TENANT,
     Clock,
     Kept,
@@ -126,7 +126,7 @@ async def test_a_preview_says_what_the_move_would_and_stores_nothing(store: str)
         before = await kept.store.get_run(TENANT, "run_1"), await kept.events(), await kept.messages(), len(kept.told)
         submission = submitted(returns("call_1"), request_id="req_1")
         result, change = await kept.store.preview(
-            TENANT, "run_1", lambda draft: submit(draft, submission, "nobody"), call_ids=("call_1",)
+            TENANT, "run_1", lambda draft: submit(draft, submission, SECOND), call_ids=("call_1",)
         )
         assert result.fresh
         assert change is not None
@@ -139,15 +139,15 @@ async def test_a_preview_says_what_the_move_would_and_stores_nothing(store: str)
 
 
 async def test_an_owner_writes_only_with_the_epoch_of_the_run(store: str) -> None:
-    """After a cancel, an interruption or a resume by another, the former owner is refused and changes nothing."""
+    """After a cancel, a recovery or a resume by another, the former owner is refused and changes nothing."""
     async with opened(store) as kept:
-        for run_id, taken_away in (("run_1", "cancel"), ("run_2", "interrupt"), ("run_3", "resume")):
+        for run_id, taken_away in (("run_1", "cancel"), ("run_2", "recovery"), ("run_3", "resume")):
             await kept.start(run_id)
             claim = await kept.claim(run_id)
             if taken_away == "cancel":
                 await kept.store.move(TENANT, run_id, moved(cancel))
-            elif taken_away == "interrupt":
-                await kept.store.interrupt_running(GONE)
+            elif taken_away == "recovery":
+                assert await kept.recover(run_id)
             else:
                 await kept.answer(client("call_1"), run_id=run_id)
                 await kept.submit(returns("call_1"), run_id=run_id)
@@ -335,7 +335,7 @@ async def test_settling_a_run_by_the_next_start_is_published_for_both_runs(store
     """First the end of the interrupted run, then the beginning of the new one."""
     async with opened(store) as kept:
         await kept.start()
-        await kept.store.interrupt_running(GONE)
+        await kept.interrupt()
         kept.told.clear()
         await kept.start("run_2", "conv_run_1")
         assert [run_id for _, run_id, _ in kept.told] == ["run_1", "run_2"]

@@ -16,15 +16,16 @@ NewId = Callable[[str], str]
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a submit was answered with; a repeat of its `request_id` is answered the same.
+    """What a submit or a retry was answered with; a repeat of its `request_id` is answered the same.
 
-    `digest` is over the outcomes; `sequence` is the number of the receipt's event, where the submit's window begins.
+    `digest` is over what was asked; `sequence` is the number of its event, where its window begins. `body` is None for
+    a retry.
     """
 
     request_id: str
     digest: str
     sequence: int
-    body: ToolReturnsAccepted
+    body: ToolReturnsAccepted | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ class RunCause(StrEnum):
 
     START = "start"
     SUBMIT = "submit"
+    RETRY = "retry"
+    RECOVERY = "recovery"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class RunResumed:
-    """A process goes on with the run after a pause."""
+    """A process goes on with the run after a stop, or after its owner was lost."""
 
     epoch: int
     cause: RunCause

@@ -18,10 +18,10 @@ from agent_service.domain.message import (
     ToolCallsContent,
     ToolReturnContent,
 )
-from agent_service.domain.run import Run, RunError, RunStatus, StopReason, Usage, status_of
+from agent_service.domain.run import Owner, Run, RunError, RunStatus, StopReason, Usage, status_of
 from agent_service.domain.tool import Call, CallState, Executor, Outcome, ToolCall, pending_of
 
-UNKNOWN_OUTCOME = "The outcome of this call is unknown: it may have been executed. The server stopped waiting for it."
+UNKNOWN_OUTCOME = "Outcome unknown: the call may have been executed. The server stopped waiting for it."
 CANCELLED_BEFORE = "Cancelled: the run ended before this call was executed."
 CANCELLED_UNANSWERED = "Cancelled: the run ended before this call was answered. It may or may not have been executed."
 CUT_ARGUMENTS = "Not executed: the answer was cut by the token limit, so the arguments may be incomplete."
@@ -102,13 +102,13 @@ def next_of(run: Run, batch: tuple[Call, ...]) -> Next:
     return AskModel() if all(call.settled for call in batch) else Stop()
 
 
-def begin(draft: Draft, inputs: tuple[InputContent, ...], owner: str) -> None:
+def begin(draft: Draft, inputs: tuple[InputContent, ...], owner: Owner) -> None:
     """A new run: its input is stored and it starts at once."""
     run = draft.run
     draft.emit(RunAccepted(run.conversation_id, run.agent_id, run.overridden_tools))
     positions = [draft.add_message(content).position for content in inputs]
     draft.run = replace(draft.run, first_position=positions[0] if positions else 0)
-    _run_under(draft, owner)
+    run_under(draft, owner)
     draft.emit(RunStarted(draft.run.epoch, RunCause.START))
 
 
@@ -136,7 +136,7 @@ def start_calls(draft: Draft, tool_call_ids: tuple[str, ...]) -> None:
         call = _known(draft, tool_call_id)
         if not _runnable(call, draft.batch):
             raise ValueError(f"{tool_call_id} cannot start in state {call.state}")
-        draft.put_call(replace(call, state=CallState.STARTED))
+        draft.put_call(replace(call, state=CallState.STARTED, attempts=call.attempts + 1))
 
 
 def finish_calls(draft: Draft, results: tuple[CallResult, ...]) -> None:
@@ -144,6 +144,7 @@ def finish_calls(draft: Draft, results: tuple[CallResult, ...]) -> None:
     for result in results:
         outcome = Outcome.FAILED if result.failed else Outcome.RETURNED
         settle(draft, _known(draft, result.tool_call_id), outcome, result.text, truncated=result.truncated)
+    draft.run = replace(draft.run, losses=0)
     rest_or_go_on(draft)
 
 
@@ -166,14 +167,6 @@ def fail(draft: Draft, stop_reason: StopReason, error: RunError, attempts: int =
     stop(draft, stop_reason, error)
 
 
-def interrupt(draft: Draft, error: RunError) -> None:
-    """Takes a running run from an owner that is gone or going. A run that stopped meanwhile stays as it is."""
-    if draft.run.status is not RunStatus.RUNNING:
-        return
-    draft.run = replace(draft.run, epoch=draft.run.epoch + 1)
-    stop(draft, StopReason.ERROR, error)
-
-
 def abandon(draft: Draft) -> None:
     """Settles an interrupted run as failed, because the conversation goes on without it."""
     run = draft.run
@@ -184,20 +177,18 @@ def abandon(draft: Draft) -> None:
     stop(draft, run.stop_reason, replace(run.error, retryable=False, retry_after=None))
 
 
-def resume(draft: Draft, cause: RunCause, owner: str) -> None:
-    """A paused run goes on under a new owner."""
-    _run_under(draft, owner)
+def resume(draft: Draft, cause: RunCause, owner: Owner) -> None:
+    """A run goes on under a new owner."""
+    run_under(draft, owner)
     draft.emit(RunResumed(draft.run.epoch, cause))
 
 
 def stop(draft: Draft, stop_reason: StopReason, error: RunError | None = None) -> None:
     """Writes the stop: new status, and the event that ends the waiting of callers."""
     status = status_of(stop_reason, error)
-    ran = draft.now - draft.run.running_since if draft.run.running_since else 0
+    count_running_time(draft, draft.now)
     draft.run = replace(
         draft.run,
-        running_time=draft.run.running_time + max(ran, 0),
-        running_since=0,
         status=status,
         stop_reason=stop_reason,
         error=error,
@@ -206,6 +197,13 @@ def stop(draft: Draft, stop_reason: StopReason, error: RunError | None = None) -
         end_time=draft.now if status.terminal else 0,
     )
     emit_stopped(draft)
+
+
+def count_running_time(draft: Draft, until: int) -> None:
+    """Adds the time since the owner took the run."""
+    run = draft.run
+    ran = until - run.running_since if run.running_since else 0
+    draft.run = replace(run, running_time=run.running_time + max(ran, 0), running_since=0)
 
 
 def emit_stopped(draft: Draft) -> None:
@@ -265,14 +263,17 @@ def close_calls(draft: Draft) -> None:
             settle(draft, call, Outcome.CANCELLED, CANCELLED_BEFORE)
 
 
-def _run_under(draft: Draft, owner: str) -> None:
+def run_under(draft: Draft, owner: Owner) -> None:
+    """The run belongs to this owner from now on, and nobody else can write as its owner."""
     run = draft.run
     draft.run = replace(
         run,
         status=RunStatus.RUNNING,
         stop_reason=None,
+        error=None,
         epoch=run.epoch + 1,
-        owner=owner,
+        owner=owner.name,
+        lease_expire_time=draft.now + owner.lease,
         running_since=draft.now,
     )
 
@@ -300,6 +301,7 @@ def _count_step(draft: Draft, step: StepRecord) -> None:
         model_attempts=run.model_attempts + step.attempts,
         usage=run.usage + step.usage,
         invalid_steps=run.invalid_steps + 1 if all_refused else 0,
+        losses=0,
         first_token_time=run.first_token_time or step.first_token_time,
     )
 

@@ -173,7 +173,8 @@ class Run:
     `epoch` counts owners: a write of an owner is refused when another epoch is on the row. `invalid_steps` counts
     model answers in a row that held nothing but refused calls. `request_start_time` is the caller's clock.
     `first_position` is the place of its first message. `run_timeout` (0 means none) and `running_time` are nanoseconds;
-    `running_since` is 0 unless it is RUNNING.
+    `running_since` is 0 unless it is RUNNING, and `lease_expire_time` if its owner handed it over. `losses` counts the
+    owners that were lost since the last progress.
     """
 
     run_id: str
@@ -205,6 +206,15 @@ class Run:
     run_timeout: int = 0
     running_time: int = 0
     running_since: int = 0
+    losses: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A process that works on runs. A claim of it lasts `lease` nanoseconds, and as long again from each heartbeat."""
+
+    name: str
+    lease: int
 
 
 @dataclass(frozen=True, slots=True)

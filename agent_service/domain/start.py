@@ -8,7 +8,7 @@ from agent_service.domain.draft import Change, Draft, NewId, RunState
 from agent_service.domain.errors import MAX_NAMED, AgentServiceError, Reason
 from agent_service.domain.message import InputContent, Message
 from agent_service.domain.moves import abandon, begin
-from agent_service.domain.run import Pinned, Run, RunStatus
+from agent_service.domain.run import Owner, Pinned, Run, RunStatus
 from agent_service.domain.tool import PendingCall, pending_of
 
 
@@ -22,7 +22,7 @@ class NewRun:
     run: Run
     pinned: Pinned
     inputs: tuple[InputContent, ...]
-    owner: str
+    owner: Owner
     new_conversation: bool
 
 

@@ -9,7 +9,7 @@ from agent_service.domain.errors import MAX_NAMED, AgentServiceError, FieldViola
 from agent_service.domain.event import RunCause, ToolReturnsAccepted
 from agent_service.domain.message import ApprovalContent
 from agent_service.domain.moves import emit_stopped, rest_or_go_on, resume, settle
-from agent_service.domain.run import RunStatus
+from agent_service.domain.run import Owner, RunStatus
 from agent_service.domain.tool import Call, CallState, Executor, Outcome, PendingCall, pending_of
 
 
@@ -75,7 +75,7 @@ class Submitted:
     snapshot: Snapshot
 
 
-def submit(draft: Draft, submission: Submission, owner: str) -> Submitted:
+def submit(draft: Draft, submission: Submission, owner: Owner) -> Submitted:
     """Takes the answers. Order of checks: receipt, then ids, then each call's state, then schemas."""
     if draft.receipt is not None:
         return _replay(draft, draft.receipt, submission)
@@ -94,10 +94,11 @@ def _replay(draft: Draft, receipt: Receipt, submission: Submission) -> Submitted
     if receipt.digest != submission.digest:
         raise AgentServiceError(
             Reason.REQUEST_ID_REUSED,
-            f"request_id: '{submission.request_id}' was used in {draft.run.run_id} with other outcomes; "
-            "send those again, or a new request_id",
+            f"request_id: '{submission.request_id}' was used in {draft.run.run_id} for something else; "
+            "send that again, or a new request_id",
             metadata={"request_id": submission.request_id},
         )
+    assert receipt.body is not None  # only a retry has none, and its digest is no submission's
     return Submitted(receipt.body, receipt.sequence, False, False, draft.snapshot)
 
 
@@ -110,12 +111,13 @@ def _nothing_new(draft: Draft, submission: Submission, already: tuple[str, ...])
 
 
 def _take(
-    draft: Draft, submission: Submission, fresh: list[CallAnswer], already: tuple[str, ...], owner: str
+    draft: Draft, submission: Submission, fresh: list[CallAnswer], already: tuple[str, ...], owner: Owner
 ) -> Submitted:
     accepted = tuple(answer.tool_call_id for answer in fresh)
     remaining = tuple(call for call in pending_of(draft.batch) if call.tool_call_id not in accepted)
     body = ToolReturnsAccepted(submission.request_id, accepted, already, remaining)
     sequence = draft.emit(body).sequence
+    draft.run = replace(draft.run, losses=0)
     draft.keep_receipt(Receipt(submission.request_id, submission.digest, sequence, body))
     for answer in fresh:
         _apply(draft, answer, sequence)
@@ -123,7 +125,7 @@ def _take(
     return Submitted(body, sequence, True, resumed, draft.snapshot)
 
 
-def _go_on(draft: Draft, remaining: tuple[PendingCall, ...], owner: str) -> bool:
+def _go_on(draft: Draft, remaining: tuple[PendingCall, ...], owner: Owner) -> bool:
     """What the answers lead to; True if the run now belongs to `owner`."""
     status = draft.run.status
     if remaining or status is RunStatus.INTERRUPTED:

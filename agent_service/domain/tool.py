@@ -63,7 +63,8 @@ class Call:
     `step` is the number of the model response that made it, `index` its place there. `provider_call_id` is the id the
     endpoint gave, kept beside ours. `answer_digest` is set once the caller answered (a return or a decision), so that
     the same answer again is told from another one; `answer_sequence` is the number of the receipt that took it.
-    `pending_time` is since when it waits for the caller; 0 if it never did.
+    `pending_time` is since when it waits for the caller; 0 if it never did. `attempts` counts how often the server
+    started it.
     """
 
     tool_call_id: str
@@ -80,6 +81,7 @@ class Call:
     answer_sequence: int = 0
     settle_time: int = 0
     pending_time: int = 0
+    attempts: int = 0
 
     @property
     def settled(self) -> bool:

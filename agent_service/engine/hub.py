@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -29,10 +29,15 @@ class Subscription:
     def push(self, event: Event) -> None:
         """Adds an event; when the queue is full, drops all and marks the reader as lagging."""
         if len(self._items) >= self._limit:
-            self._items.clear()
-            self.lagging = True
-        if not self.lagging:
+            self.fall_behind()
+        elif not self.lagging:
             self._items.append(event)
+            self._wake(self._waiter)
+
+    def fall_behind(self) -> None:
+        """The reader has to read the log."""
+        self._items.clear()
+        self.lagging = True
         self._wake(self._waiter)
 
     def drain(self) -> list[Event]:
@@ -113,6 +118,32 @@ class Channel:
         self.attempt = 0
         self.step_id = ""
         self.sequence = 0
+        self._told = 0
+        self._heard = 0
+
+    def tell(self, events: Sequence[Event]) -> None:
+        """Passes on what was committed by this process."""
+        for event in events:
+            self._told = event.sequence
+            for subscription in self.subscriptions:
+                subscription.push(event)
+
+    def told(self, sequence: int) -> None:
+        """The log is known up to there."""
+        self._told = max(self._told, sequence)
+
+    def hear(self, sequence: int) -> bool:
+        """The log was seen to reach `sequence`. True: ask again soon, because what is missing may be on its way from
+        this process. What is still missing then was written by another one, and readers go to the log for it."""
+        if sequence <= self._told:
+            return False
+        if self._heard <= self._told:
+            self._heard = sequence
+            return True
+        self._told = self._heard
+        for subscription in self.subscriptions:
+            subscription.fall_behind()
+        return sequence > self._told
 
     def open_step(self, step_id: str, attempt: int, sequence: int) -> None:
         """The model begins to write an answer; deltas carry these values."""
@@ -153,9 +184,17 @@ class Hub:
         """Passes on what was committed."""
         channel = self._channels.get((tenant, run_id))
         if channel is not None:
-            for subscription in channel.subscriptions:
-                for event in events:
-                    subscription.push(event)
+            channel.tell(events)
+
+    @property
+    def watched(self) -> tuple[tuple[str, str], ...]:
+        """Tenant and id of the runs that are read or worked on here."""
+        return tuple(self._channels)
+
+    def hear(self, tenant: str, run_id: str, sequence: int) -> bool:
+        """The log of a run was seen to reach `sequence`; see Channel."""
+        channel = self._channels.get((tenant, run_id))
+        return channel is not None and channel.hear(sequence)
 
     @contextmanager
     def subscribe(self, tenant: str, run_id: str, *, deltas: bool) -> Iterator[Subscription]:
@@ -172,10 +211,11 @@ class Hub:
             self._release(tenant, run_id, channel)
 
     @contextmanager
-    def own(self, tenant: str, run_id: str) -> Iterator[Channel]:
-        """For the task that works on the run."""
+    def own(self, tenant: str, run_id: str, sequence: int) -> Iterator[Channel]:
+        """For the task that works on the run, whose log it knows up to `sequence`."""
         channel = self._channel(tenant, run_id)
         channel.owners += 1
+        channel.told(sequence)
         try:
             yield channel
         finally:

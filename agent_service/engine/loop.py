@@ -77,7 +77,8 @@ class Loop:
 
     async def drive(self, snapshot: Snapshot) -> Run:
         """Goes on until the run stops. Raises StaleClaimError if the run was taken away."""
-        with self._parts.hub.own(self._claim.tenant, self._claim.run_id) as channel:
+        run = snapshot.run
+        with self._parts.hub.own(self._claim.tenant, run.run_id, run.last_sequence) as channel:
             while True:
                 match next_of(snapshot.run, snapshot.calls):
                     case AskModel():
@@ -150,7 +151,7 @@ class Loop:
         """One server tool call: marked as started, executed, its outcome stored."""
         run, call_id = snapshot.run, call.tool_call_id
         await self._parts.store.owner_move(self._claim, moved(start_calls, (call_id,)))
-        context = ToolContext(self._claim.tenant, run.run_id, run.conversation_id, call_id)
+        context = ToolContext(self._claim.tenant, run.run_id, run.conversation_id, call_id, call.attempts + 1)
         output = await self._parts.tools.call(call.name, call.effective_arguments_json, context)
         result = CallResult(call_id, output.text, output.failed, output.truncated)
         return await self._parts.store.owner_move(self._claim, moved(finish_calls, (result,)))

@@ -8,32 +8,36 @@ from collections.abc import AsyncGenerator
 
 import structlog
 
-from agent_service.domain.draft import Snapshot
+from agent_service.domain.draft import Draft, Snapshot
 from agent_service.domain.errors import AgentServiceError, Reason, StaleClaimError
 from agent_service.domain.event import Event
 from agent_service.domain.message import Message
 from agent_service.domain.moves import AskModel, Execute, cancel, fail, next_of
-from agent_service.domain.run import Claim, Pinned, Run, RunError, RunStatus, StopReason
+from agent_service.domain.recovery import hand_over, recover, retry
+from agent_service.domain.run import Claim, Owner, Pinned, Run, RunError, RunStatus, StopReason
 from agent_service.domain.start import NewRun, Started
 from agent_service.domain.submit import Submission, Submitted, submit
 from agent_service.domain.tool import ToolCall, pending_of
 from agent_service.engine.commands import Built
+from agent_service.engine.leases import Leases
 from agent_service.engine.loop import Loop, Parts, model_request, moved
+from agent_service.engine.store import Move
 from agent_service.engine.supervisor import Supervisor
 from agent_service.engine.watch import Follow, follow
 
 log = structlog.get_logger()
 
-_STORE_PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
-"""Seconds between tries to store that a run crashed, while the store is unavailable."""
+MAX_TAKEN_OVER = 256
+"""Lost runs that one look takes over at most."""
 
 
 class Runs:
-    """Starts runs and lets callers follow them. `owner` names this process; `heartbeat` is in seconds."""
+    """Starts runs and lets callers follow them. `owner` is this process; `heartbeat` is in seconds."""
 
-    def __init__(self, parts: Parts, supervisor: Supervisor, *, owner: str, heartbeat: float) -> None:
+    def __init__(self, parts: Parts, supervisor: Supervisor, *, owner: Owner, heartbeat: float) -> None:
         self.parts = parts
         self.owner = owner
+        self.leases = Leases(parts.store, owner, supervisor.cancel)
         self._supervisor = supervisor
         self._heartbeat = heartbeat
         self._accepting = True
@@ -99,6 +103,24 @@ class Runs:
         """Ends the run for good, and the model request it may be waiting for. A run that is over stays as it is."""
         return await self._supervisor.finish(self._cancel(tenant, run_id))
 
+    async def retry(self, tenant: str, run_id: str, request_id: str) -> Snapshot:
+        """Goes on with an interrupted run; the run as it is then. Raises RUN_NOT_INTERRUPTED, REQUEST_ID_REUSED."""
+        self._admit()
+        pinned = await self.parts.store.get_pinned(tenant, run_id)
+
+        def move(draft: Draft) -> tuple[bool, Snapshot]:
+            return retry(draft, request_id, pinned, self.owner), draft.snapshot
+
+        return await self._supervisor.finish(self._go_on(tenant, run_id, pinned, move, request_id))
+
+    async def take_over(self) -> int:
+        """Goes on with runs whose owner was lost; says how many there were."""
+        if not self._accepting:
+            return 0
+        lost = await self.parts.store.lost_runs(MAX_TAKEN_OVER)
+        await asyncio.gather(*(self._take_over(tenant, run_id) for tenant, run_id in lost))
+        return len(lost)
+
     async def build_start(self, tenant: str, new: NewRun) -> Built:
         """The request that the start would lead to; fails as the start would."""
         started = await self.parts.store.preview_start(tenant, new)
@@ -122,10 +144,12 @@ class Runs:
         return await self._built(tenant, submitted.snapshot, pinned, messages)
 
     async def shut_down(self, grace: float) -> None:
-        """Takes nothing new, gives runs `grace` seconds, then interrupts them and lets watchers go; all is stored."""
+        """Takes nothing new, gives runs `grace` seconds, then leaves them to other processes or to the next start."""
         self._accepting = False
-        error = RunError(Reason.SERVER_STOPPED, "the server stopped while the run was running", retryable=True)
-        await self._supervisor.drain(grace, lambda: self.parts.store.interrupt_running(error))
+        await self._supervisor.settle(grace)
+        left = self.leases.held
+        await self._supervisor.cancel_all()
+        await asyncio.gather(*(self._hand_over(claim) for claim in left))
         self.parts.hub.close()
 
     def _admit(self) -> None:
@@ -145,8 +169,36 @@ class Runs:
 
     async def _cancel(self, tenant: str, run_id: str) -> Snapshot:
         snapshot = await self.parts.store.move(tenant, run_id, moved(cancel))
-        self._supervisor.cancel((tenant, run_id))
+        self.leases.check(tenant, run_id, snapshot.run.epoch)
         return snapshot
+
+    async def _go_on(
+        self, tenant: str, run_id: str, pinned: Pinned, move: Move[tuple[bool, Snapshot]], request_id: str = ""
+    ) -> Snapshot:
+        """Makes a move that may give the run to this process, and then works on it."""
+        ours, snapshot = await self.parts.store.move(tenant, run_id, move, request_id=request_id)
+        if ours:
+            self._work(tenant, pinned, snapshot)
+        return snapshot
+
+    async def _hand_over(self, claim: Claim) -> None:
+        try:
+            await self.parts.store.owner_move(claim, hand_over)
+        except StaleClaimError:
+            log.info("run.taken_away", run_id=claim.run_id)
+        except AgentServiceError as error:
+            log.warning("run.not_handed_over", run_id=claim.run_id, error=error.message)
+
+    async def _take_over(self, tenant: str, run_id: str) -> None:
+        try:
+            pinned = await self.parts.store.get_pinned(tenant, run_id)
+
+            def move(draft: Draft) -> tuple[bool, Snapshot]:
+                return recover(draft, pinned, self.owner), draft.snapshot
+
+            await self._supervisor.finish(self._go_on(tenant, run_id, pinned, move))
+        except AgentServiceError as error:
+            log.warning("run.not_taken_over", run_id=run_id, error=error.message)
 
     async def _submit(self, tenant: str, run_id: str, submission: Submission, pinned: Pinned) -> Submitted:
         submitted = await self.parts.store.move(
@@ -163,15 +215,19 @@ class Runs:
     def _work(self, tenant: str, pinned: Pinned, snapshot: Snapshot) -> None:
         run = snapshot.run
         claim = Claim(tenant, run.run_id, run.epoch)
-        self._supervisor.spawn((tenant, run.run_id), self._drive(claim, pinned, snapshot))
+        self._supervisor.spawn(claim, self._drive(claim, pinned, snapshot))
 
     async def _drive(self, claim: Claim, pinned: Pinned, snapshot: Snapshot) -> None:
-        with structlog.contextvars.bound_contextvars(run_id=claim.run_id):
+        with structlog.contextvars.bound_contextvars(run_id=claim.run_id), self.leases.hold(claim):
             try:
                 run = await self._drive_in_time(claim, pinned, snapshot)
                 log.info("run.stopped", status=run.status.value, stop_reason=run.stop_reason and run.stop_reason.value)
             except StaleClaimError:
                 log.info("run.taken_away")
+            except AgentServiceError as error:
+                # The store alone raises these here. Whether it has the write or not, the run goes on from what is
+                # stored: in the process that takes it over when its lease is over.
+                log.warning("run.let_go", reason=error.reason.value, error=error.message)
             except Exception:
                 await self._crashed(claim)
 
@@ -193,16 +249,12 @@ class Runs:
         error_id = secrets.token_hex(6)
         log.exception("run.crashed", error_id=error_id)
         error = RunError(Reason.INTERNAL, f"internal error {error_id}; see the server's log")
-        for pause in _STORE_PAUSES:
-            try:
-                await self.parts.store.owner_move(claim, moved(fail, StopReason.ERROR, error))
-            except StaleClaimError:
-                log.info("run.taken_away")
-            except AgentServiceError as refused:
-                log.warning("run.not_failed_yet", error=refused.message)
-                await asyncio.sleep(pause)
-                continue
-            return
+        try:
+            await self.parts.store.owner_move(claim, moved(fail, StopReason.ERROR, error))
+        except StaleClaimError:
+            log.info("run.taken_away")
+        except AgentServiceError as refused:
+            log.warning("run.let_go", reason=refused.reason.value, error=refused.message)
 
     async def _built(self, tenant: str, snapshot: Snapshot, pinned: Pinned, messages: tuple[Message, ...]) -> Built:
         overridden = pinned.overridden_tools

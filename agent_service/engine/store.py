@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from agent_service.domain.draft import Change, Draft, Snapshot
 from agent_service.domain.event import Event
 from agent_service.domain.message import Message
 from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCall
-from agent_service.domain.run import Claim, Pinned, RunError
+from agent_service.domain.run import Claim, Pinned
 from agent_service.domain.start import NewRun, Started
 
 TOMBSTONE_SECONDS = 7 * 24 * 3600
@@ -21,6 +22,14 @@ Move = Callable[[Draft], T]
 
 Publish = Callable[[str, str, tuple[Event, ...]], None]
 """Told (tenant, run_id, events) in the event loop after each commit, in commit order per run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far a run is: the number of its last event, and its epoch."""
+
+    last_sequence: int
+    epoch: int
 
 
 class RunStore(Protocol):
@@ -99,8 +108,17 @@ class RunStore(Protocol):
         Its id is refused to a start (RUN_ID_REUSED) for the next TOMBSTONE_SECONDS.
         """
 
-    async def interrupt_running(self, error: RunError) -> int:
-        """Takes every RUNNING run from its owner and interrupts it; says how many. For a server that runs alone."""
+    async def renew(self, claims: Collection[Claim], lease: int) -> tuple[Claim, ...]:
+        """Lets these claims last `lease` nanoseconds from now; returns those that are stale."""
+
+    async def lost_runs(self, limit: int) -> tuple[tuple[str, str], ...]:
+        """Tenant and id of at most `limit` RUNNING runs whose lease is over, of all tenants, longest over first."""
+
+    async def written_elsewhere(self) -> bool:
+        """Whether another process may have written since this was last asked."""
+
+    async def standing(self, runs: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], Standing]:
+        """How far these runs (tenant and id) are; those that are gone are left out."""
 
     async def close(self) -> None:
         """Finishes what was begun and closes. No call may follow."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -33,15 +33,17 @@ class Supervisor:
             if owner == key:
                 task.cancel()
 
-    async def drain(self, grace: float, after_cancel: Callable[[], Awaitable[object]]) -> None:
-        """Gives tasks `grace` seconds to end, cancels the rest, then awaits `after_cancel`."""
+    async def settle(self, grace: float) -> None:
+        """Gives tasks `grace` seconds to end."""
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=grace)
+
+    async def cancel_all(self) -> None:
+        """Ends what still works."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await after_cancel()
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         key = self._tasks.pop(task, None)

@@ -10,12 +10,13 @@ from agent_service.domain.tool import ToolSchema
 
 @dataclass(frozen=True, slots=True)
 class ToolContext:
-    """What a server tool may know of its call. `tool_call_id` is its idempotency key."""
+    """What a server tool may know of its call. `tool_call_id` is its idempotency key, `attempt` counts its starts."""
 
     tenant: str
     run_id: str
     conversation_id: str
     tool_call_id: str
+    attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True)

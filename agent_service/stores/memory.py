@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from agent_service.domain.draft import Change, Draft, NewId, Receipt, RunState, Snapshot
 from agent_service.domain.errors import StaleClaimError
 from agent_service.domain.event import Event
 from agent_service.domain.message import Message
-from agent_service.domain.moves import abandon, interrupt
+from agent_service.domain.moves import abandon
 from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCall, run_active
-from agent_service.domain.run import Claim, Pinned, Run, RunError, RunStatus
+from agent_service.domain.run import Claim, Pinned, Run, RunStatus
 from agent_service.domain.start import ConversationState, NewRun, Started, StartPlan, plan_start
 from agent_service.domain.tool import Call, pending_of
-from agent_service.engine.store import TOMBSTONE_SECONDS, Move, Publish, T
+from agent_service.engine.store import TOMBSTONE_SECONDS, Move, Publish, Standing, T
 from agent_service.stores import codec
 from agent_service.stores.errors import PAGE_BYTES, conversation_not_found, run_id_deleted, run_not_found
 
@@ -170,12 +170,32 @@ class MemoryStore:
         del self.runs[tenant, run_id]
         self._tombstones[tenant, run_id] = self._clock() + TOMBSTONE_SECONDS * 10**9
 
-    async def interrupt_running(self, error: RunError) -> int:
+    async def renew(self, claims: Collection[Claim], lease: int) -> tuple[Claim, ...]:
         """See RunStore."""
-        running = [key for key, stored in self.runs.items() if stored.run.status is RunStatus.RUNNING]
-        for tenant, run_id in running:
-            await self.move(tenant, run_id, lambda draft: interrupt(draft, error))
-        return len(running)
+        until, stale = self._clock() + lease, []
+        for claim in claims:
+            stored = self.runs.get((claim.tenant, claim.run_id))
+            if stored is None or stored.run.epoch != claim.epoch or stored.run.status is not RunStatus.RUNNING:
+                stale.append(claim)
+            else:
+                stored.run = replace(stored.run, lease_expire_time=until)
+        return tuple(stale)
+
+    async def lost_runs(self, limit: int) -> tuple[tuple[str, str], ...]:
+        """See RunStore."""
+        now = self._clock()
+        running = ((key, s.run) for key, s in self.runs.items() if s.run.status is RunStatus.RUNNING)
+        lost = [(run.lease_expire_time, key) for key, run in running if run.lease_expire_time <= now]
+        return tuple(key for _, key in sorted(lost)[:limit])
+
+    async def written_elsewhere(self) -> bool:
+        """Never: no other process can."""
+        return False
+
+    async def standing(self, runs: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], Standing]:
+        """See RunStore."""
+        found = {key: self.runs[key].run for key in runs if key in self.runs}
+        return {key: Standing(run.last_sequence, run.epoch) for key, run in found.items()}
 
     async def close(self) -> None:
         """Nothing to finish."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -11,14 +11,16 @@ from agent_service.domain.draft import Change, Draft, NewId, Snapshot
 from agent_service.domain.errors import StaleClaimError
 from agent_service.domain.event import Event
 from agent_service.domain.message import Message
-from agent_service.domain.moves import abandon, interrupt
+from agent_service.domain.moves import abandon
 from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCall, run_active
-from agent_service.domain.run import Claim, Pinned, Run, RunError, RunStatus
+from agent_service.domain.run import Claim, Pinned, Run, RunStatus
 from agent_service.domain.start import ConversationState, NewRun, Started, StartPlan, plan_start
-from agent_service.engine.store import TOMBSTONE_SECONDS, Move, Publish, T
+from agent_service.engine.store import TOMBSTONE_SECONDS, Move, Publish, Standing, T
+from agent_service.stores import sqlite_leases as leases
 from agent_service.stores import sqlite_lists as lists
 from agent_service.stores import sqlite_rows as rows
 from agent_service.stores.errors import run_id_deleted
+from agent_service.stores.sqlite_presence import Presence
 from agent_service.stores.sqlite_thread import BUSY_SECONDS, SqliteThread, Work, open_database, open_reader
 
 W = TypeVar("W")
@@ -54,7 +56,13 @@ class SqliteStore:
         self._publish = publish
         self._clock = clock
         self._new_id = new_id
-        self._writer = SqliteThread(open_database(path, busy_seconds), "sqlite-writer", begin="BEGIN IMMEDIATE")
+        database = open_database(path, busy_seconds)
+        self._presence = Presence(path)
+        if self._presence.alone:
+            leases.end_all(database, clock())
+        self._presence.share()
+        self._data_version = 0
+        self._writer = SqliteThread(database, "sqlite-writer", begin="BEGIN IMMEDIATE")
         self._reader = SqliteThread(open_reader(path, busy_seconds), "sqlite-reader", begin="BEGIN")
 
     @property
@@ -169,17 +177,29 @@ class SqliteStore:
 
         await self._writer.run(work, self._tell)
 
-    async def interrupt_running(self, error: RunError) -> int:
+    async def renew(self, claims: Collection[Claim], lease: int) -> tuple[Claim, ...]:
         """See RunStore."""
-        running = await self._reader.run(rows.running)
-        for tenant, run_id in running:
-            await self.move(tenant, run_id, lambda draft: interrupt(draft, error))
-        return len(running)
+        return await self._writer.run(lambda db: leases.renew(db, claims, self._clock() + lease))
+
+    async def lost_runs(self, limit: int) -> tuple[tuple[str, str], ...]:
+        """See RunStore."""
+        return await self._reader.run(lambda db: leases.lost_runs(db, self._clock(), limit))
+
+    async def written_elsewhere(self) -> bool:
+        """See RunStore. The writer's connection counts the commits of others only."""
+        version = await self._writer.run_outside(leases.data_version)
+        changed, self._data_version = version != self._data_version, version
+        return changed
+
+    async def standing(self, runs: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], Standing]:
+        """See RunStore."""
+        return await self._reader.run(lambda db: leases.standing(db, runs))
 
     async def close(self) -> None:
         """See RunStore."""
         await self._reader.close()
         await self._writer.close()
+        self._presence.close()
 
     async def _move(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+from dataclasses import replace
 from typing import NamedTuple
 
 from agent_service.domain.draft import Change, Receipt, RunState
@@ -35,9 +36,9 @@ class _MessageRow(NamedTuple):
 def find_run(db: sqlite3.Connection, tenant: str, run_id: str) -> tuple[int, Run] | None:
     """The key and the value of a run."""
     row = db.execute(
-        "SELECT run_key, codec, body FROM runs WHERE tenant = ? AND run_id = ?", (tenant, run_id)
+        "SELECT run_key, lease_expire_time, codec, body FROM runs WHERE tenant = ? AND run_id = ?", (tenant, run_id)
     ).fetchone()
-    return (row[0], codec.decode_run(row[1], row[2])) if row else None
+    return (row[0], _run(*row[1:])) if row else None
 
 
 def load_run(db: sqlite3.Connection, tenant: str, run_id: str) -> tuple[int, Run]:
@@ -92,13 +93,13 @@ def find_conversation(db: sqlite3.Connection, tenant: str, conversation_id: str)
 def load_conversation(db: sqlite3.Connection, conversation_key: int, position: int, now: int) -> ConversationState:
     """What a start sees: the run of the conversation that is not settled, if there is one."""
     row = db.execute(
-        "SELECT run_key, codec, body FROM runs "
+        "SELECT run_key, lease_expire_time, codec, body FROM runs "
         "WHERE conversation_key = ? AND status IN ('running', 'paused', 'interrupted')",
         (conversation_key,),
     ).fetchone()
     if row is None:
         return ConversationState(position, None)
-    return ConversationState(position, load_state(db, row[0], codec.decode_run(row[1], row[2]), now))
+    return ConversationState(position, load_state(db, row[0], _run(*row[1:]), now))
 
 
 def insert_conversation(db: sqlite3.Connection, tenant: str, conversation_id: str, now: int) -> int:
@@ -201,11 +202,6 @@ def conversation_of(db: sqlite3.Connection, run_key: int) -> int:
     return int(key)
 
 
-def running(db: sqlite3.Connection) -> list[tuple[str, str]]:
-    """Tenant and id of every running run."""
-    return db.execute("SELECT tenant, run_id FROM runs WHERE status = 'running'").fetchall()
-
-
 def load_messages(
     db: sqlite3.Connection,
     tenant: str,
@@ -258,6 +254,11 @@ def load_events(db: sqlite3.Connection, run_key: int, run_id: str, after: int, l
         if size >= PAGE_BYTES:
             break
     return tuple(page)
+
+
+def _run(lease_expire_time: int, version: int, body: str) -> Run:
+    """A run; its lease is renewed in the column alone."""
+    return replace(codec.decode_run(version, body), lease_expire_time=lease_expire_time)
 
 
 def _run_columns(run: Run) -> tuple[str, int, str, int, int, int, str]:

@@ -117,6 +117,7 @@ class _Job:
     work: Work[Any]
     future: asyncio.Future[Any]
     done: Callable[[Any], None] | None
+    outside: bool = False
     result: Any = None
     error: BaseException | None = None
 
@@ -136,10 +137,17 @@ class SqliteThread:
 
     async def run(self, work: Work[T], done: Callable[[T], None] | None = None) -> T:
         """The result of `work`; `done` is called with it in the event loop right after the commit, in commit order."""
+        return await self._put(work, done, outside=False)
+
+    async def run_outside(self, work: Work[T]) -> T:
+        """The same for work that needs no transaction, so that it takes no lock if nothing else waits."""
+        return await self._put(work, None, outside=True)
+
+    async def _put(self, work: Work[T], done: Callable[[T], None] | None, *, outside: bool) -> T:
         if self._closed:
             raise unavailable("it is closed")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._jobs.put(_Job(work, future, done))
+        self._jobs.put(_Job(work, future, done, outside))
         return await future
 
     async def close(self) -> None:
@@ -173,6 +181,10 @@ class SqliteThread:
     def _execute(self, batch: list[_Job]) -> None:
         """One transaction for all; if that fails in the middle, one for each, so that none fails for its neighbours."""
         begun = False
+        if all(job.outside for job in batch):
+            for job in batch:
+                self._attempt(job)
+            return
         try:
             self._connection.execute(self._begin)
             begun = True

@@ -81,6 +81,13 @@ class RunServicer(pb_grpc.RunServiceServicer):
         token = write_token(last.create_time, last.run_id) if last else ""
         return pb.ListRunsResponse(runs=shown, next_page_token=token)
 
+    async def RetryRun(self, request: pb.RetryRunRequest, context: Context) -> pb.RetryRunResponse:
+        reader = Reader(self._limits)
+        request_id = reader.id("request_id", request.request_id)
+        self._read_id(reader, request.run_id)
+        snapshot = await self._runs.retry(self._caller.tenant, request.run_id, request_id)
+        return pb.RetryRunResponse(run=translate.run(snapshot))
+
     async def CancelRun(self, request: pb.CancelRunRequest, context: Context) -> pb.CancelRunResponse:
         self._read_id(Reader(self._limits), request.run_id)
         return pb.CancelRunResponse(run=translate.run(await self._runs.cancel(self._caller.tenant, request.run_id)))

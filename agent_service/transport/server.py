@@ -55,7 +55,8 @@ class BindError(Exception):
 
 
 class Server:
-    """A server that is not started yet. `port` is the real one, also when port 0 was asked for."""
+    """A server that is not started yet. `port` is the real one, also when port 0 was asked for. With `share_port` other
+    processes may listen on it, too."""
 
     def __init__(
         self,
@@ -67,8 +68,11 @@ class Server:
         limits: Limits,
         caller: Caller,
         reflect: bool = True,
+        share_port: bool = False,
     ) -> None:
-        self._server = grpc.aio.server(interceptors=[Guard(limits.max_request_bytes)], options=_options(limits))
+        self._server = grpc.aio.server(
+            interceptors=[Guard(limits.max_request_bytes)], options=_options(limits, share_port)
+        )
         self._health = health.aio.HealthServicer()
         self._add_services(agents, registry, runs, limits, caller)
         if reflect:
@@ -124,10 +128,10 @@ class Server:
             )
 
 
-def _options(limits: Limits) -> list[tuple[str, Any]]:
+def _options(limits: Limits, share_port: bool) -> list[tuple[str, Any]]:
     """Connection settings. Messages somewhat above the limit are let in, so that our own error can name it."""
     return [
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(share_port)),
         ("grpc.max_receive_message_length", limits.max_request_bytes + 4 * MIB),
         ("grpc.max_send_message_length", limits.max_response_bytes + 4 * MIB),
         ("grpc.keepalive_time_ms", 60_000),

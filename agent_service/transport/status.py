@@ -51,6 +51,7 @@ CODES: dict[Reason, grpc.StatusCode] = {
     Reason.ETAG_MISMATCH: _Code.ABORTED,
     Reason.AGENT_READ_ONLY: _Code.FAILED_PRECONDITION,
     Reason.RUN_ACTIVE: _Code.FAILED_PRECONDITION,
+    Reason.RUN_NOT_INTERRUPTED: _Code.FAILED_PRECONDITION,
 }
 
 

@@ -133,10 +133,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Message: "run_id: 'run_8f' was used for another request; send that one again, or a new run_id"
     """
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 16
-    """The request_id was used before in this run with other outcomes. Send those again, or choose another request_id.
+    """The request_id was used before in this run for something else: other outcomes, or a retry. Send that again, or
+    choose another request_id.
     Code: ALREADY_EXISTS.
     Metadata: request_id.
-    Message: "request_id: 'req_1' was used in run_8f with other outcomes; send those again, or a new request_id"
+    Message: "request_id: 'req_1' was used in run_8f for something else; send that again, or a new request_id"
     """
     ERROR_REASON_CURSOR_AHEAD: _ErrorReason.ValueType  # 17
     """`after_sequence` is ahead of the run's log, as after restoring an older backup. Begin again from 0.
@@ -205,6 +206,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Metadata: run_id.
     Message: "run_id: run_8f is PAUSED; cancel it first"
     """
+    ERROR_REASON_RUN_NOT_INTERRUPTED: _ErrorReason.ValueType  # 30
+    """RetryRun goes on with an interrupted run only. Watch a running one, submit to a paused one.
+    Code: FAILED_PRECONDITION.
+    Metadata: run_id and status.
+    Message: "run_id: run_8f is COMPLETED; only an INTERRUPTED run can be retried"
+    """
     ERROR_REASON_LLM_UNAVAILABLE: _ErrorReason.ValueType  # 40
     """Reasons of runs that failed or were interrupted (`RunError.reason`).
 
@@ -244,10 +251,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Run: FAILED with STOP_REASON_NO_TOOL_CALL.
     Message: "a tool call was required, and the model made none"
     """
-    ERROR_REASON_SERVER_STOPPED: _ErrorReason.ValueType  # 46
-    """The server stopped while the run was running.
+    ERROR_REASON_RUN_LOST_REPEATEDLY: _ErrorReason.ValueType  # 46
+    """Three server processes in a row were lost while they worked on the run, without any progress of it. Something in it
+    may be what kills them, so it is set aside; RetryRun goes on with it.
     Run: INTERRUPTED with STOP_REASON_ERROR.
-    Message: "the server stopped while the run was running"
+    Message: "3 server processes in a row were lost while they worked on this run; it may be the cause"
     """
     ERROR_REASON_RUN_TIMED_OUT: _ErrorReason.ValueType  # 47
     """The run was running for longer than its `run_timeout`.
@@ -371,10 +379,11 @@ Metadata: run_id.
 Message: "run_id: 'run_8f' was used for another request; send that one again, or a new run_id"
 """
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 16
-"""The request_id was used before in this run with other outcomes. Send those again, or choose another request_id.
+"""The request_id was used before in this run for something else: other outcomes, or a retry. Send that again, or
+choose another request_id.
 Code: ALREADY_EXISTS.
 Metadata: request_id.
-Message: "request_id: 'req_1' was used in run_8f with other outcomes; send those again, or a new request_id"
+Message: "request_id: 'req_1' was used in run_8f for something else; send that again, or a new request_id"
 """
 ERROR_REASON_CURSOR_AHEAD: ErrorReason.ValueType  # 17
 """`after_sequence` is ahead of the run's log, as after restoring an older backup. Begin again from 0.
@@ -443,6 +452,12 @@ Code: FAILED_PRECONDITION.
 Metadata: run_id.
 Message: "run_id: run_8f is PAUSED; cancel it first"
 """
+ERROR_REASON_RUN_NOT_INTERRUPTED: ErrorReason.ValueType  # 30
+"""RetryRun goes on with an interrupted run only. Watch a running one, submit to a paused one.
+Code: FAILED_PRECONDITION.
+Metadata: run_id and status.
+Message: "run_id: run_8f is COMPLETED; only an INTERRUPTED run can be retried"
+"""
 ERROR_REASON_LLM_UNAVAILABLE: ErrorReason.ValueType  # 40
 """Reasons of runs that failed or were interrupted (`RunError.reason`).
 
@@ -482,10 +497,11 @@ ERROR_REASON_NO_TOOL_CALL: ErrorReason.ValueType  # 45
 Run: FAILED with STOP_REASON_NO_TOOL_CALL.
 Message: "a tool call was required, and the model made none"
 """
-ERROR_REASON_SERVER_STOPPED: ErrorReason.ValueType  # 46
-"""The server stopped while the run was running.
+ERROR_REASON_RUN_LOST_REPEATEDLY: ErrorReason.ValueType  # 46
+"""Three server processes in a row were lost while they worked on the run, without any progress of it. Something in it
+may be what kills them, so it is set aside; RetryRun goes on with it.
 Run: INTERRUPTED with STOP_REASON_ERROR.
-Message: "the server stopped while the run was running"
+Message: "3 server processes in a row were lost while they worked on this run; it may be the cause"
 """
 ERROR_REASON_RUN_TIMED_OUT: ErrorReason.ValueType  # 47
 """The run was running for longer than its `run_timeout`.

@@ -36,6 +36,10 @@ class _RunCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunCause.Val
     """Its start."""
     RUN_CAUSE_SUBMIT: _RunCause.ValueType  # 2
     """A submit that left no call pending."""
+    RUN_CAUSE_RETRY: _RunCause.ValueType  # 3
+    """RetryRun."""
+    RUN_CAUSE_RECOVERY: _RunCause.ValueType  # 4
+    """The process that worked on it was lost."""
 
 class RunCause(_RunCause, metaclass=_RunCauseEnumTypeWrapper):
     """What made a run start or go on."""
@@ -46,6 +50,10 @@ RUN_CAUSE_START: RunCause.ValueType  # 1
 """Its start."""
 RUN_CAUSE_SUBMIT: RunCause.ValueType  # 2
 """A submit that left no call pending."""
+RUN_CAUSE_RETRY: RunCause.ValueType  # 3
+"""RetryRun."""
+RUN_CAUSE_RECOVERY: RunCause.ValueType  # 4
+"""The process that worked on it was lost."""
 Global___RunCause: _TypeAlias = RunCause  # noqa: Y015
 
 @_typing.final
@@ -97,7 +105,9 @@ class RunEvent(_message.Message):
 
     @_builtins.property
     def run_resumed(self) -> Global___RunResumed:
-        """Durable: the run goes on after a pause."""
+        """Durable: the run goes on after a stop, or after the process that worked on it was lost. Drop the text of messages
+        that were not stored before this.
+        """
 
     @_builtins.property
     def text_delta(self) -> Global___TextDelta:
@@ -225,7 +235,7 @@ Global___RunStarted: _TypeAlias = RunStarted  # noqa: Y015
 
 @_typing.final
 class RunResumed(_message.Message):
-    """A server process goes on with the run."""
+    """A server process goes on with the run, from what is stored."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

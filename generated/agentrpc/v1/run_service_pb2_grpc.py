@@ -26,11 +26,12 @@ if _version_not_supported:
 
 
 class RunServiceStub:
-    """Looks at runs and ends them, from any connection and at any time.
+    """Looks at runs, goes on with them and ends them, from any connection and at any time.
 
     The protocol: `GetRun` for the present state; `WatchRun` for the events after a cursor, stored ones first, then live.
     Start with `after_sequence` 0 for everything; after a cut, continue with the highest sequence seen. `ListRuns` finds
-    runs. `CancelRun` ends one for good, `DeleteRun` forgets one that is not active.
+    runs. `RetryRun` goes on with an interrupted one, `CancelRun` ends one for good, `DeleteRun` forgets one that is not
+    active.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -63,6 +64,11 @@ class RunServiceStub:
                 request_serializer=agentrpc_dot_v1_dot_run__service__pb2.CancelRunRequest.SerializeToString,
                 response_deserializer=agentrpc_dot_v1_dot_run__service__pb2.CancelRunResponse.FromString,
                 _registered_method=True)
+        self.RetryRun = channel.unary_unary(
+                '/agentrpc.v1.RunService/RetryRun',
+                request_serializer=agentrpc_dot_v1_dot_run__service__pb2.RetryRunRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_run__service__pb2.RetryRunResponse.FromString,
+                _registered_method=True)
         self.DeleteRun = channel.unary_unary(
                 '/agentrpc.v1.RunService/DeleteRun',
                 request_serializer=agentrpc_dot_v1_dot_run__service__pb2.DeleteRunRequest.SerializeToString,
@@ -71,11 +77,12 @@ class RunServiceStub:
 
 
 class RunServiceServicer:
-    """Looks at runs and ends them, from any connection and at any time.
+    """Looks at runs, goes on with them and ends them, from any connection and at any time.
 
     The protocol: `GetRun` for the present state; `WatchRun` for the events after a cursor, stored ones first, then live.
     Start with `after_sequence` 0 for everything; after a cut, continue with the highest sequence seen. `ListRuns` finds
-    runs. `CancelRun` ends one for good, `DeleteRun` forgets one that is not active.
+    runs. `RetryRun` goes on with an interrupted one, `CancelRun` ends one for good, `DeleteRun` forgets one that is not
+    active.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -115,6 +122,16 @@ class RunServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RetryRun(self, request, context):
+        """Goes on with an INTERRUPTED run (any other is FAILED_PRECONDITION) from what is stored: answers that were submitted
+        need not be sent again. Returns at once; watch the run with WatchRun after the `last_sequence` of the answer.
+        A server tool that was being executed is executed again only if it is idempotent; else the model is told that the
+        outcome is unknown.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteRun(self, request, context):
         """Forgets a run that is not active (else FAILED_PRECONDITION): it is NOT_FOUND from then on. Its messages stay in
         their conversation. Its id cannot be used again for seven days. A repeat is NOT_FOUND.
@@ -146,6 +163,11 @@ def add_RunServiceServicer_to_server(servicer, server):
                     request_deserializer=agentrpc_dot_v1_dot_run__service__pb2.CancelRunRequest.FromString,
                     response_serializer=agentrpc_dot_v1_dot_run__service__pb2.CancelRunResponse.SerializeToString,
             ),
+            'RetryRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryRun,
+                    request_deserializer=agentrpc_dot_v1_dot_run__service__pb2.RetryRunRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_run__service__pb2.RetryRunResponse.SerializeToString,
+            ),
             'DeleteRun': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteRun,
                     request_deserializer=agentrpc_dot_v1_dot_run__service__pb2.DeleteRunRequest.FromString,
@@ -160,11 +182,12 @@ def add_RunServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RunService:
-    """Looks at runs and ends them, from any connection and at any time.
+    """Looks at runs, goes on with them and ends them, from any connection and at any time.
 
     The protocol: `GetRun` for the present state; `WatchRun` for the events after a cursor, stored ones first, then live.
     Start with `after_sequence` 0 for everything; after a cut, continue with the highest sequence seen. `ListRuns` finds
-    runs. `CancelRun` ends one for good, `DeleteRun` forgets one that is not active.
+    runs. `RetryRun` goes on with an interrupted one, `CancelRun` ends one for good, `DeleteRun` forgets one that is not
+    active.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -269,6 +292,33 @@ class RunService:
             '/agentrpc.v1.RunService/CancelRun',
             agentrpc_dot_v1_dot_run__service__pb2.CancelRunRequest.SerializeToString,
             agentrpc_dot_v1_dot_run__service__pb2.CancelRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.RunService/RetryRun',
+            agentrpc_dot_v1_dot_run__service__pb2.RetryRunRequest.SerializeToString,
+            agentrpc_dot_v1_dot_run__service__pb2.RetryRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

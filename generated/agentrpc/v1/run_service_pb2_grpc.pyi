@@ -27,11 +27,12 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RunServiceStub:
-    """Looks at runs and ends them, from any connection and at any time.
+    """Looks at runs, goes on with them and ends them, from any connection and at any time.
 
     The protocol: `GetRun` for the present state; `WatchRun` for the events after a cursor, stored ones first, then live.
     Start with `after_sequence` 0 for everything; after a cut, continue with the highest sequence seen. `ListRuns` finds
-    runs. `CancelRun` ends one for good, `DeleteRun` forgets one that is not active.
+    runs. `RetryRun` goes on with an interrupted one, `CancelRun` ends one for good, `DeleteRun` forgets one that is not
+    active.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -57,6 +58,12 @@ class RunServiceStub:
     model request it may be waiting for is dropped within a second. A run that is over stays as it is and is returned;
     so a repeat is safe.
     """
+    RetryRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.RetryRunRequest, _run_service_pb2.RetryRunResponse]
+    """Goes on with an INTERRUPTED run (any other is FAILED_PRECONDITION) from what is stored: answers that were submitted
+    need not be sent again. Returns at once; watch the run with WatchRun after the `last_sequence` of the answer.
+    A server tool that was being executed is executed again only if it is idempotent; else the model is told that the
+    outcome is unknown.
+    """
     DeleteRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.DeleteRunRequest, _run_service_pb2.DeleteRunResponse]
     """Forgets a run that is not active (else FAILED_PRECONDITION): it is NOT_FOUND from then on. Its messages stay in
     their conversation. Its id cannot be used again for seven days. A repeat is NOT_FOUND.
@@ -64,11 +71,12 @@ class RunServiceStub:
 
 @_typing.type_check_only
 class RunServiceAsyncStub(RunServiceStub):
-    """Looks at runs and ends them, from any connection and at any time.
+    """Looks at runs, goes on with them and ends them, from any connection and at any time.
 
     The protocol: `GetRun` for the present state; `WatchRun` for the events after a cursor, stored ones first, then live.
     Start with `after_sequence` 0 for everything; after a cut, continue with the highest sequence seen. `ListRuns` finds
-    runs. `CancelRun` ends one for good, `DeleteRun` forgets one that is not active.
+    runs. `RetryRun` goes on with an interrupted one, `CancelRun` ends one for good, `DeleteRun` forgets one that is not
+    active.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -91,17 +99,24 @@ class RunServiceAsyncStub(RunServiceStub):
     model request it may be waiting for is dropped within a second. A run that is over stays as it is and is returned;
     so a repeat is safe.
     """
+    RetryRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.RetryRunRequest, _run_service_pb2.RetryRunResponse]  # type: ignore[assignment]
+    """Goes on with an INTERRUPTED run (any other is FAILED_PRECONDITION) from what is stored: answers that were submitted
+    need not be sent again. Returns at once; watch the run with WatchRun after the `last_sequence` of the answer.
+    A server tool that was being executed is executed again only if it is idempotent; else the model is told that the
+    outcome is unknown.
+    """
     DeleteRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.DeleteRunRequest, _run_service_pb2.DeleteRunResponse]  # type: ignore[assignment]
     """Forgets a run that is not active (else FAILED_PRECONDITION): it is NOT_FOUND from then on. Its messages stay in
     their conversation. Its id cannot be used again for seven days. A repeat is NOT_FOUND.
     """
 
 class RunServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Looks at runs and ends them, from any connection and at any time.
+    """Looks at runs, goes on with them and ends them, from any connection and at any time.
 
     The protocol: `GetRun` for the present state; `WatchRun` for the events after a cursor, stored ones first, then live.
     Start with `after_sequence` 0 for everything; after a cut, continue with the highest sequence seen. `ListRuns` finds
-    runs. `CancelRun` ends one for good, `DeleteRun` forgets one that is not active.
+    runs. `RetryRun` goes on with an interrupted one, `CancelRun` ends one for good, `DeleteRun` forgets one that is not
+    active.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -145,6 +160,18 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         """Ends a run for good: it is CANCELLED when this returns, its open calls have outcomes the model can read, and the
         model request it may be waiting for is dropped within a second. A run that is over stays as it is and is returned;
         so a repeat is safe.
+        """
+
+    @_abc_1.abstractmethod
+    def RetryRun(
+        self,
+        request: _run_service_pb2.RetryRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.RetryRunResponse, _abc.Awaitable[_run_service_pb2.RetryRunResponse]]:
+        """Goes on with an INTERRUPTED run (any other is FAILED_PRECONDITION) from what is stored: answers that were submitted
+        need not be sent again. Returns at once; watch the run with WatchRun after the `last_sequence` of the answer.
+        A server tool that was being executed is executed again only if it is idempotent; else the model is told that the
+        outcome is unknown.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,50 @@
+"""The claims of this process: kept by heartbeats, given up when the work ends or another process took the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from agent_service.domain.run import Claim, Owner
+from agent_service.engine.store import RunStore
+
+
+class Leases:
+    """What `owner` holds. `stop` is told the claims that were taken away, to end the work on them."""
+
+    def __init__(self, store: RunStore, owner: Owner, stop: Callable[[Claim], None]) -> None:
+        self.owner = owner
+        self._store = store
+        self._stop = stop
+        self._held: dict[tuple[str, str], set[Claim]] = {}
+
+    @contextmanager
+    def hold(self, claim: Claim) -> Iterator[None]:
+        """For as long as the work on the run goes on."""
+        key = (claim.tenant, claim.run_id)
+        held = self._held.setdefault(key, set())
+        held.add(claim)
+        try:
+            yield
+        finally:
+            held.discard(claim)
+            if not held and self._held.get(key) is held:
+                del self._held[key]
+
+    @property
+    def held(self) -> tuple[Claim, ...]:
+        """All of them."""
+        return tuple(claim for held in self._held.values() for claim in held)
+
+    async def renew(self) -> None:
+        """The heartbeat."""
+        held = self.held
+        if held:
+            for claim in await self._store.renew(held, self.owner.lease):
+                self._stop(claim)
+
+    def check(self, tenant: str, run_id: str, epoch: int) -> None:
+        """The run is seen to have this epoch: what is held with an earlier one was taken away."""
+        for claim in tuple(self._held.get((tenant, run_id), ())):
+            if claim.epoch < epoch:
+                self._stop(claim)

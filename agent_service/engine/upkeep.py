@@ -1,0 +1,74 @@
+"""What a process does besides its calls: keeps its leases, takes over lost runs, hears what other processes wrote."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import structlog
+
+from agent_service.domain.errors import AgentServiceError
+from agent_service.engine.runs import Runs
+
+log = structlog.get_logger()
+
+BEATS_PER_LEASE = 4
+SWEEP_SECONDS = 1.0
+"""Between two looks for lost runs."""
+HINT_SECONDS = 0.05
+"""Between two looks for what others wrote, while somebody here watches or works."""
+
+
+class Upkeep:
+    """The repeated duties of one process."""
+
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
+        self._again = False
+
+    @asynccontextmanager
+    async def going_on(self) -> AsyncIterator[None]:
+        """Does all of it from now to the end of the block. Lost runs are taken over before anything else."""
+        await self.sweep()
+        leases = self._runs.leases
+        tasks = [
+            asyncio.create_task(_repeat(leases.renew, leases.owner.lease / BEATS_PER_LEASE / 1e9)),
+            asyncio.create_task(_repeat(self.sweep, SWEEP_SECONDS)),
+            asyncio.create_task(_repeat(self.listen, HINT_SECONDS)),
+        ]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def sweep(self) -> None:
+        """Takes over runs whose owner was lost."""
+        count = await self._runs.take_over()
+        if count:
+            log.warning("runs.taken_over", count=count)
+
+    async def listen(self) -> None:
+        """Brings what other processes wrote to those here whom it concerns."""
+        hub, store = self._runs.parts.hub, self._runs.parts.store
+        if not hub.watched or not (await store.written_elsewhere() or self._again):
+            return
+        self._again = False
+        for (tenant, run_id), standing in (await store.standing(hub.watched)).items():
+            self._runs.leases.check(tenant, run_id, standing.epoch)
+            if hub.hear(tenant, run_id, standing.last_sequence):
+                self._again = True
+
+
+async def _repeat(duty: Callable[[], Awaitable[None]], seconds: float) -> None:
+    """For ever; a failure is logged and does not end it."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await duty()
+        except AgentServiceError as error:
+            log.warning("upkeep.failed", error=error.message)
+        except Exception:
+            log.exception("upkeep.crashed")

@@ -1,0 +1,54 @@
+"""The SQL of leases: who works on which run, until when, and how far runs are."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection
+
+from agent_service.domain.run import Claim
+from agent_service.engine.store import Standing
+from agent_service.stores import codec
+
+
+def renew(db: sqlite3.Connection, claims: Collection[Claim], until: int) -> tuple[Claim, ...]:
+    """Lets claims last until then; returns those that are stale."""
+    return tuple(
+        claim
+        for claim in claims
+        if not db.execute(
+            "UPDATE runs SET lease_expire_time = ? "
+            "WHERE tenant = ? AND run_id = ? AND epoch = ? AND status = 'running'",
+            (until, claim.tenant, claim.run_id, claim.epoch),
+        ).rowcount
+    )
+
+
+def lost_runs(db: sqlite3.Connection, now: int, limit: int) -> tuple[tuple[str, str], ...]:
+    """Running runs whose lease is over, if this program can read them."""
+    return tuple(
+        db.execute(
+            "SELECT tenant, run_id FROM runs WHERE status = 'running' AND lease_expire_time <= ? AND codec <= ? "
+            "ORDER BY lease_expire_time LIMIT ?",
+            (now, codec.CODEC_VERSION, limit),
+        )
+    )
+
+
+def end_all(db: sqlite3.Connection, now: int) -> None:
+    """Ends every lease; for a process that knows that no other one is there."""
+    db.execute("UPDATE runs SET lease_expire_time = ?1 WHERE status = 'running' AND lease_expire_time > ?1", (now,))
+
+
+def data_version(db: sqlite3.Connection) -> int:
+    """A number that changes when another connection has written."""
+    return int(db.execute("PRAGMA data_version").fetchone()[0])
+
+
+def standing(db: sqlite3.Connection, runs: Collection[tuple[str, str]]) -> dict[tuple[str, str], Standing]:
+    """How far these runs are."""
+    found = db.execute(
+        "SELECT tenant, run_id, last_sequence, epoch FROM json_each(?) AS wanted CROSS JOIN runs "
+        "ON tenant = json_extract(wanted.value, '$[0]') AND run_id = json_extract(wanted.value, '$[1]')",
+        (codec.encode(list(runs)),),
+    )
+    return {(tenant, run_id): Standing(last, epoch) for tenant, run_id, last, epoch in found}

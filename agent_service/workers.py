@@ -1,0 +1,167 @@
+"""Several server processes on one port and one SQLite file, kept going by this one, which serves nothing itself.
+
+Each worker is a fresh process: gRPC must not be imported before a fork. The system spreads connections over the
+workers; leases in the store decide which of them works on a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import structlog
+
+from agent_service.engine.model import ToolMode
+from agent_service.local_model import run_local_model
+from agent_service.settings import Settings
+
+log = structlog.get_logger()
+
+START_SECONDS = 60.0
+"""The longest a worker may take until it listens."""
+QUICK_DEATH_SECONDS = 10.0
+"""A worker that lives shorter is started again after a pause, which doubles each time."""
+_PAUSES = (0.1, 5.0)
+
+
+class WorkerError(Exception):
+    """The workers cannot be started; the text says why."""
+
+
+async def serve_workers(settings: Settings, flags: list[str], ready: Callable[[str], None]) -> None:
+    """Keeps `settings.workers` processes until SIGTERM or SIGINT; `ready` is told the address when all listen.
+
+    `flags` are those that this process was started with. Raises WorkerError, LocalModelMissingError or
+    LocalModelFailedError.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with _model_environment(settings) as model:
+        with _reserved(settings.host, settings.port) as port:
+            command = [sys.executable, "-m", "agent_service", "serve", *flags, f"--port={port}", "--workers=1"]
+            environment = os.environ | model | {"AGENT_SERVICE_WORKER": "true"}
+            workers = [Worker(command, environment) for _ in range(settings.workers)]
+            try:
+                await asyncio.gather(*(worker.start() for worker in workers))
+                address = settings.model_copy(update={"port": port}).address
+                ready(address)
+                log.info("workers.ready", address=address, pids=[worker.pid for worker in workers])
+                keeping = [asyncio.create_task(worker.keep()) for worker in workers]
+                await stop.wait()
+                for task in keeping:
+                    task.cancel()
+                await asyncio.gather(*keeping, return_exceptions=True)
+            finally:
+                await asyncio.gather(*(worker.stop() for worker in workers))
+
+
+def end_with_parent() -> None:
+    """For a worker: its standard input closes when the parent is gone, and then it ends at once, as if killed."""
+
+    def wait() -> None:
+        sys.stdin.read()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="parent-watch", daemon=True).start()
+
+
+class Worker:
+    """One server process, started again when it dies."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self._command = command
+        self._environment = environment
+        self._process: asyncio.subprocess.Process | None = None
+        self._pause = _PAUSES[0]
+
+    @property
+    def pid(self) -> int:
+        """The process id of the present one."""
+        assert self._process is not None
+        return self._process.pid
+
+    async def start(self) -> None:
+        """Returns when it listens. Raises WorkerError; why it failed, it has said itself on stderr."""
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command,
+            env=self._environment,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            # Ctrl-C reaches every process of a terminal's group; this one tells its workers itself.
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        try:
+            line = await asyncio.wait_for(self._process.stdout.readline(), START_SECONDS)
+        except TimeoutError:
+            line = b""
+        if not line.startswith(b"listening on "):
+            raise WorkerError("a worker did not start")
+
+    async def keep(self) -> None:
+        """Starts another one whenever it ends."""
+        while True:
+            began = time.monotonic()
+            assert self._process is not None
+            code = await self._process.wait()
+            if time.monotonic() - began > QUICK_DEATH_SECONDS:
+                self._pause = _PAUSES[0]
+            log.warning("worker.died", pid=self.pid, code=code, next_in_seconds=self._pause)
+            await asyncio.sleep(self._pause)
+            self._pause = min(2 * self._pause, _PAUSES[1])
+            try:
+                await self.start()
+            except WorkerError as error:
+                log.error("worker.failed", error=str(error))
+                await self.stop()
+            else:
+                log.info("worker.started", pid=self.pid)
+
+    async def stop(self) -> None:
+        """Tells it to stop and waits for its end, which its own grace time bounds."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+            await self._process.wait()
+
+
+@asynccontextmanager
+async def _model_environment(settings: Settings) -> AsyncIterator[dict[str, str]]:
+    """What workers have to know of the model endpoint: nothing new, or the one bundled model that all of them use."""
+    if settings.external_model:
+        yield {}
+        return
+    async with run_local_model() as local:
+        yield {
+            "OPENAI_BASE_URL": local.base_url,
+            "OPENAI_API_KEY": local.api_key,
+            "AGENT_SERVICE_MODEL": local.model,
+            "AGENT_SERVICE_TOOL_MODE": ToolMode.JSON_SCHEMA.value,
+            "AGENT_SERVICE_ANSWERS_AFTER_RETURN": "true",
+            "AGENT_SERVICE_MODEL_KEEP_ALIVE": "false",
+        }
+
+
+@contextmanager
+def _reserved(host: str, port: int) -> Iterator[int]:
+    """Holds a port for the workers to share, and makes sure that nobody else listens there; yields it."""
+    try:
+        family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as alone:
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind(where)
+            port = alone.getsockname()[1]
+        shared = socket.socket(family, socket.SOCK_STREAM)
+        shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        shared.bind((where[0], port, *where[2:]))
+    except OSError as error:
+        raise WorkerError(f"cannot listen on {host}:{port}: is another server running there? ({error})") from error
+    with shared:
+        yield port
