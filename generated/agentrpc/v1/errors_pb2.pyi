@@ -209,7 +209,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_RUN_NOT_INTERRUPTED: _ErrorReason.ValueType  # 30
     """RetryRun goes on with an interrupted run only. Watch a running one, submit to a paused one.
     Code: FAILED_PRECONDITION.
-    Metadata: run_id and status.
+    Metadata: run_id; status.
     Message: "run_id: run_8f is COMPLETED; only an INTERRUPTED run can be retried"
     """
     ERROR_REASON_LLM_UNAVAILABLE: _ErrorReason.ValueType  # 40
@@ -455,7 +455,7 @@ Message: "run_id: run_8f is PAUSED; cancel it first"
 ERROR_REASON_RUN_NOT_INTERRUPTED: ErrorReason.ValueType  # 30
 """RetryRun goes on with an interrupted run only. Watch a running one, submit to a paused one.
 Code: FAILED_PRECONDITION.
-Metadata: run_id and status.
+Metadata: run_id; status.
 Message: "run_id: run_8f is COMPLETED; only an INTERRUPTED run can be retried"
 """
 ERROR_REASON_LLM_UNAVAILABLE: ErrorReason.ValueType  # 40
