@@ -20,6 +20,9 @@ from tests.service import Client, connected
 API_KEY = "sk-not-for-the-log-4711"
 """The key every process is given; no log may hold it."""
 
+PROGRAM = (sys.executable, "-m", "agent_service")
+"""The command line of the service, before its arguments."""
+
 _SECONDS = 30.0
 """The longest that a process may take to start or to end."""
 
@@ -66,12 +69,14 @@ def environment(upstream: ScriptedOpenAI | None = None, **more: str) -> dict[str
     return kept | endpoint | more
 
 
-async def launch(folder: Path, env: dict[str, str], *flags: str) -> tuple[asyncio.subprocess.Process, Path]:
+async def launch(
+    folder: Path, env: dict[str, str], *flags: str, program: tuple[str, ...] = PROGRAM
+) -> tuple[asyncio.subprocess.Process, Path]:
     """Starts `serve` in this folder; the process, and the file that its stderr goes to."""
     handle, path = tempfile.mkstemp(prefix="log-", dir=folder)
     with os.fdopen(handle, "w") as log:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "agent_service", "serve", "--port", "0", *flags),
+            *(*program, "serve", "--port", "0", *flags),
             cwd=folder,
             env=env,
             stdin=asyncio.subprocess.DEVNULL,
@@ -82,9 +87,11 @@ async def launch(folder: Path, env: dict[str, str], *flags: str) -> tuple[asynci
 
 
 @asynccontextmanager
-async def running(folder: Path, env: dict[str, str], *flags: str) -> AsyncIterator[tuple[ServerProcess, Client]]:
+async def running(
+    folder: Path, env: dict[str, str], *flags: str, program: tuple[str, ...] = PROGRAM
+) -> AsyncIterator[tuple[ServerProcess, Client]]:
     """A server and its client; killed at the end if it still runs. Its whole log must be JSON without the key."""
-    process, log_path = await launch(folder, env, *flags)
+    process, log_path = await launch(folder, env, *flags, program=program)
     try:
         assert process.stdout is not None
         line = (await asyncio.wait_for(process.stdout.readline(), _SECONDS)).decode()

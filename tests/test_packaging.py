@@ -28,7 +28,8 @@ def test_the_wheel_holds_code_stubs_types_and_the_schema(wheel: Path) -> None:
     assert {
         "agent_service/cli.py",
         "agent_service/py.typed",
-        "agent_service/stores/schema.sql",
+        "agent_service/stores/schema/0001.sql",
+        "agent_service/stores/schema/0002.sql",
         "agentrpc/py.typed",
         "agentrpc/v1/agentrpc.binpb",
         "agentrpc/v1/agent_service_pb2.py",
@@ -44,7 +45,7 @@ def test_the_wheel_works_without_the_tree(wheel: Path, tmp_path: Path) -> None:
     program = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "import agent_service.wiring, agentrpc.v1.agent_service_pb2 as pb, agent_service.stores.sqlite_thread as s\n"
-        "print(agent_service.wiring.__file__, pb.__file__, len(s._statements()))"
+        "print(agent_service.wiring.__file__, pb.__file__, len(s._statements(2)))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, capture_output=True, text=True)
     service, stubs, statements = done.stdout.split()

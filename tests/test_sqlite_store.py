@@ -1,4 +1,4 @@
-"""The SQLite store on real files: how they are opened, what the database itself refuses, commits, locks and crashes."""
+"""The SQLite store on real files: how they are opened, commits, locks and crashes."""
 
 from __future__ import annotations
 
@@ -164,55 +164,6 @@ async def test_a_file_opened_again_has_everything(path: Path) -> None:
         again = await kept.submit(returns("ask"), approves("send", '{"a": 1}', "go"))
         assert (again.receipt, again.sequence, again.fresh) == (accepted.receipt, accepted.sequence, False)
         assert await everything(kept) == before
-
-
-# What the database refuses
-
-
-_FORBIDDEN = {
-    "a second outcome": ("UPDATE calls SET state = 'failed' WHERE state = 'returned'", "outcome of a call"),
-    "an outcome taken back": ("UPDATE calls SET state = 'pending' WHERE state = 'returned'", "outcome of a call"),
-    "another text": ("UPDATE messages SET body = '{}' WHERE position = 1", "message never changes"),
-    "another event": ("UPDATE events SET kind = 'run_started' WHERE sequence = 1", "event never changes"),
-    "a revived run": ("UPDATE runs SET status = 'running' WHERE status = 'completed'", "terminal run never changes"),
-    "a second end": ("UPDATE runs SET status = 'failed' WHERE status = 'completed'", "terminal run never changes"),
-    "a second busy run": (
-        "INSERT INTO runs SELECT run_key + 100, tenant, 'run_9', conversation_key, pin_key, agent_id, 'running', "
-        "epoch, owner, lease_expire_time, pause_expire_time, last_sequence, create_time, codec, body FROM runs "
-        "WHERE status = 'paused'",
-        "UNIQUE",
-    ),
-    "the same run twice": (
-        "INSERT INTO runs SELECT run_key + 100, tenant, run_id, conversation_key, pin_key, agent_id, status, epoch, "
-        "owner, lease_expire_time, pause_expire_time, last_sequence, create_time, codec, body FROM runs LIMIT 1",
-        "UNIQUE",
-    ),
-    "the same number twice": ("INSERT INTO events SELECT * FROM events WHERE sequence = 1 LIMIT 1", "UNIQUE"),
-    "the same position twice": ("INSERT INTO messages SELECT * FROM messages LIMIT 1", "UNIQUE"),
-    "the same receipt twice": ("INSERT INTO receipts SELECT * FROM receipts LIMIT 1", "UNIQUE"),
-    "an unknown status": ("UPDATE runs SET status = 'asleep' WHERE status = 'paused'", "CHECK"),
-    "an event with neither body nor message": (
-        "INSERT INTO events SELECT run_key, 999, step_id, create_time, kind, NULL, codec, NULL FROM events LIMIT 1",
-        "CHECK",
-    ),
-    "a conversation taken from under its runs": ("DELETE FROM conversations", "FOREIGN KEY"),
-    "text where a number belongs": ("UPDATE runs SET epoch = 'x' WHERE status = 'paused'", "cannot store"),
-}
-
-
-@pytest.mark.parametrize("what", _FORBIDDEN)
-async def test_the_database_itself_refuses(path: Path, what: str) -> None:
-    """What must never happen is refused by the file, also when another program or a bug asks for it."""
-    async with opened(str(path)) as kept:
-        await kept.paused(client("call_1"))
-        await kept.submit(returns("call_1"))
-        await kept.answer(text="Bye.")
-        await kept.paused(client("call_2"), run_id="run_2", conversation_id="conv_run_1")
-        statement, message = _FORBIDDEN[what]
-        before = await kept.events(), await kept.messages()
-        with pytest.raises(sqlite3.IntegrityError, match=message):
-            sql(path, statement)
-        assert (await kept.events(), await kept.messages()) == before
 
 
 # Commits

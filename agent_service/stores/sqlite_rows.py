@@ -147,12 +147,16 @@ def load_pinned(db: sqlite3.Connection, tenant: str, run_id: str) -> Pinned:
 
 
 def write_change(db: sqlite3.Connection, tenant: str, run_key: int, conversation_key: int, change: Change) -> None:
-    """Writes everything a move did to one run."""
-    version = codec.CODEC_VERSION
-    db.execute(
-        "UPDATE runs SET status = ?, epoch = ?, owner = ?, lease_expire_time = ?, last_sequence = ?, "
-        "codec = ?, body = ? WHERE run_key = ?",
-        (*_run_columns(change.run), run_key),
+    """Writes everything a move did to one run.
+
+    Its row comes last: the database refuses calls and events of a run that is over, and the end of a run whose calls
+    have no outcome. A row that stays as it is is not written, because that of a run that is over cannot be.
+    """
+    db.executemany(
+        "INSERT INTO calls (tool_call_id, tenant, run_key, step, pending_time, state, codec, body) "
+        "VALUES (?,?,?,?,?,?,?,?) "
+        "ON CONFLICT (tool_call_id) DO UPDATE SET state = excluded.state, codec = excluded.codec, body = excluded.body",
+        [_call_row(tenant, run_key, call) for call in change.calls],
     )
     if change.messages:
         db.executemany(
@@ -164,17 +168,18 @@ def write_change(db: sqlite3.Connection, tenant: str, run_key: int, conversation
             (change.next_position, conversation_key),
         )
     db.executemany("INSERT INTO events VALUES (?,?,?,?,?,?,?,?)", [_event_row(run_key, e) for e in change.events])
-    db.executemany(
-        "INSERT INTO calls (tool_call_id, tenant, run_key, step, pending_time, state, codec, body) "
-        "VALUES (?,?,?,?,?,?,?,?) "
-        "ON CONFLICT (tool_call_id) DO UPDATE SET state = excluded.state, codec = excluded.codec, body = excluded.body",
-        [_call_row(tenant, run_key, call) for call in change.calls],
-    )
     if change.receipt is not None:
+        receipt = change.receipt
         db.execute(
             "INSERT INTO receipts VALUES (?,?,?,?)",
-            (run_key, change.receipt.request_id, version, codec.encode(change.receipt)),
+            (run_key, receipt.request_id, codec.CODEC_VERSION, codec.encode(receipt)),
         )
+    columns = _run_columns(change.run)
+    db.execute(
+        "UPDATE runs SET status = ?, epoch = ?, owner = ?, lease_expire_time = ?, last_sequence = ?, "
+        "codec = ?, body = ? WHERE run_key = ? AND body <> ?",
+        (*columns, run_key, columns[-1]),
+    )
 
 
 def delete_run_rows(db: sqlite3.Connection, run_key: int) -> None:

@@ -25,7 +25,8 @@ log = structlog.get_logger()
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""The last file in `schema/`; each file takes a database from the version before it."""
 BUSY_SECONDS = 5.0
 """How long a transaction waits for another process before the store counts as unavailable, unless told otherwise."""
 MAX_BATCH = 64
@@ -93,18 +94,20 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
         raise SchemaError(
             f"the store {path} has schema {version}, newer than {SCHEMA_VERSION} of this program; use the newer program"
         )
-    if version == 0:
-        for statement in _statements():
-            connection.execute(statement)
+    if version < SCHEMA_VERSION:
+        for number in range(version + 1, SCHEMA_VERSION + 1):
+            for statement in _statements(number):
+                connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     connection.execute("COMMIT")
 
 
-def _statements() -> list[str]:
-    """The schema's statements, one by one, so that they share a transaction."""
+def _statements(number: int) -> list[str]:
+    """The statements that lead to this version, one by one, so that all of them share a transaction."""
     statements, pending = [], ""
-    for line in (files("agent_service.stores") / "schema.sql").read_text().splitlines(keepends=True):
+    file = files("agent_service.stores") / "schema" / f"{number:04}.sql"
+    for line in file.read_text().splitlines(keepends=True):
         pending += line
         if sqlite3.complete_statement(pending):
             statements.append(pending)
