@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from agentrpc.v1 import agent_service_pb2 as pb
-from agentrpc.v1 import run_service_pb2, runs_pb2, server_service_pb2
+from agentrpc.v1 import runs_pb2, server_service_pb2
 
 from tests.commits import FAILURES, Commit, Commits, commits, lost_reply
 from tests.scripted_openai import ScriptedOpenAI, calls, says, silent
@@ -148,7 +148,7 @@ async def test_a_cancel_is_not_seen_before_its_commit(path: Path, commits: Commi
         await upstream.wait_for_requests(1)
         with commits.held("cancelled") as held:
             watching = asyncio.ensure_future(client.watch("run_1"))
-            cancelling = asyncio.ensure_future(cancel(client, "run_1"))
+            cancelling = asyncio.ensure_future(client.cancel("run_1"))
             await held.reached.wait()
             await arrived(client)
             assert not cancelling.done()
@@ -158,11 +158,6 @@ async def test_a_cancel_is_not_seen_before_its_commit(path: Path, commits: Commi
         assert (await cancelling).status == _CANCELLED
         assert event_kinds(await watching)[-1] == "run_stopped"
         await upstream.disconnected.reach(1)
-
-
-async def cancel(client: Client, run_id: str) -> runs_pb2.Run:
-    """CancelRun."""
-    return (await client.runs.CancelRun(run_service_pb2.CancelRunRequest(run_id=run_id))).run
 
 
 async def test_what_was_committed_and_not_published_is_there_after_a_crash(path: Path, commits: Commits) -> None:
@@ -226,9 +221,9 @@ async def test_a_cancel_that_cannot_be_committed_did_not_happen(path: Path, comm
     async with service(path, _ASKS) as (client, _):
         paused = (await client.ask("Ask.", SECRET, run_id="run_1")).run
         commits.at("cancelled", failure)
-        assert is_unavailable(await refusal(cancel(client, "run_1")))
+        assert is_unavailable(await refusal(client.cancel("run_1")))
         assert await client.run("run_1") == paused
-        assert (await cancel(client, "run_1")).status == _CANCELLED
+        assert (await client.cancel("run_1")).status == _CANCELLED
         assert (await whole_log(client))[-2:] == ["message_stored", "run_stopped"]
 
 
@@ -258,9 +253,9 @@ async def test_a_cancel_whose_reply_was_lost_is_answered_when_repeated(path: Pat
         await client.ask("Hi", run_id="run_1", background=True)
         await upstream.wait_for_requests(1)
         commits.at("cancelled", lost_reply)
-        assert is_unavailable(await refusal(cancel(client, "run_1")))
+        assert is_unavailable(await refusal(client.cancel("run_1")))
         stored = await client.run("run_1")
         assert stored.status == _CANCELLED
-        assert await cancel(client, "run_1") == stored
+        assert await client.cancel("run_1") == stored
         await upstream.disconnected.reach(1)
         assert (await whole_log(client))[-1] == "run_stopped"

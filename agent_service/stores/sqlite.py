@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from agent_service.domain.draft import Change, Draft, NewId, Snapshot
-from agent_service.domain.errors import StaleClaimError
+from agent_service.domain.errors import AgentServiceError, Reason, StaleClaimError
 from agent_service.domain.event import Event
 from agent_service.domain.message import Message
 from agent_service.domain.moves import abandon
@@ -88,7 +88,7 @@ class SqliteStore:
                 self._write_start(db, tenant, new, plan)
             return plan.started, [(tenant, c.run.run_id, c.events) for c in plan.changes]
 
-        return (await self._writer.run(work, self._tell))[0]
+        return await self._write(work)
 
     async def preview_start(self, tenant: str, new: NewRun) -> Started:
         """See RunStore."""
@@ -175,7 +175,7 @@ class SqliteStore:
             rows.bury_run(db, tenant, run_id, self._clock() + TOMBSTONE_SECONDS * 10**9)
             return None, told
 
-        await self._writer.run(work, self._tell)
+        await self._write(work)
 
     async def renew(self, claims: Collection[Claim], lease: int) -> tuple[Claim, ...]:
         """See RunStore."""
@@ -222,7 +222,17 @@ class SqliteStore:
             rows.write_change(db, tenant, run_key, rows.conversation_of(db, run_key), change)
             return result, [(tenant, run_id, change.events)]
 
-        return (await self._writer.run(work, self._tell))[0]
+        return await self._write(work)
+
+    async def _write(self, work: Work[tuple[W, list[_Published]]]) -> W:
+        """A transaction, whose events are told when it is committed."""
+        try:
+            return (await self._writer.run(work, self._tell))[0]
+        except AgentServiceError as error:
+            if error.reason is Reason.STORE_UNAVAILABLE:
+                # It may be committed all the same, and nobody was told: look, as if another process had written.
+                self._data_version = 0
+            raise
 
     def _settle(self, db: sqlite3.Connection, tenant: str, run_key: int, run: Run) -> list[_Published]:
         """Ends an interrupted run, so that none of its calls is left without outcome."""

@@ -182,21 +182,24 @@ class SqliteThread:
         return batch, True
 
     def _execute(self, batch: list[_Job]) -> None:
-        """One transaction for all; if that fails in the middle, one for each, so that none fails for its neighbours."""
-        begun = False
-        if all(job.outside for job in batch):
-            for job in batch:
-                self._attempt(job)
-            return
+        """One transaction for all; if that fails in the middle, one for each, so that none fails for its neighbours.
+
+        If nobody knows whether it was committed, nothing is repeated: an owner's move would be made twice.
+        """
+        begun = committing = False
         try:
-            self._connection.execute(self._begin)
+            if not all(job.outside for job in batch):
+                self._connection.execute(self._begin)
             begun = True
             for job in batch:
                 self._attempt(job)
-            self._connection.execute("COMMIT")
+            if self._connection.in_transaction:
+                committing = True
+                self._connection.execute("COMMIT")
         except sqlite3.Error as error:
+            perhaps_committed = committing and not self._connection.in_transaction
             self._roll_back()
-            if begun and len(batch) > 1:
+            if begun and len(batch) > 1 and not perhaps_committed:
                 for job in batch:
                     job.error = None
                     self._execute([job])
