@@ -180,11 +180,12 @@ async def refusal(call: Any) -> Refusal:
         else:
             received = await call
     except grpc.aio.AioRpcError as error:
-        return _refusal(error)
+        return refusal_of(error)
     raise AssertionError(f"not refused, but answered with {received}")
 
 
-def _refusal(error: grpc.aio.AioRpcError) -> Refusal:
+def refusal_of(error: grpc.aio.AioRpcError) -> Refusal:
+    """What the error tells a client."""
     info, request, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), None
     status = rpc_status.from_call(error)
     for detail in status.details if status else ():
