@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -205,9 +205,9 @@ def refusal_of(error: grpc.aio.AioRpcError) -> Refusal:
 
 
 @asynccontextmanager
-async def connected(target: str) -> AsyncIterator[Client]:
+async def connected(target: str, options: Sequence[tuple[str, int]] = ()) -> AsyncIterator[Client]:
     """A client of a service that runs anywhere on this host."""
-    async with grpc.aio.insecure_channel(target, options=_LOOPBACK) as channel:
+    async with grpc.aio.insecure_channel(target, options=[*_LOOPBACK, *options]) as channel:
         yield Client(
             target,
             channel,

@@ -36,7 +36,7 @@ async def answer_calls(line: Line, rng: Random, turn: Turn, calls: Calls) -> Non
         case "conflict":
             took = await asyncio.gather(*(submitter.submit(calls, version=v, may_lose=True) for v in ("this", "that")))
             if not any(took) and not submitter.cancelled:
-                line.journal.find(f"{turn.run_id}: of two submits that differ, both were refused")
+                line.journal.find("one_of_two_submits_wins", f"{turn.run_id}: both were refused")
         case "late":
             await submitter.submit(calls)
             await submitter.submit(calls, version="late", must_lose=True)
@@ -66,12 +66,13 @@ class _Submitter:
             await self._send(request, calls, version)
         except RefusedError as error:
             allowed = [SETTLED] if may_lose or must_lose else []
-            if error.refusal.reason not in (allowed + [CLOSED] if self.cancelled else allowed):
+            allowed += [CLOSED] if self.cancelled else []
+            if error.refusal.reason not in allowed:
                 raise
             self._journal.counts["refused answers"] += 1
             return False
         if must_lose:
-            self._journal.find(f"{self._turn.run_id}: other outcomes were accepted for calls that had theirs")
+            self._journal.find("late_answers_are_refused", f"{self._turn.run_id}: one was accepted")
         return True
 
     async def _send(self, request: SubmitToolReturnsRequest, calls: Calls, version: str) -> None:
@@ -108,7 +109,9 @@ class _Submitter:
                 break
         first = heard.events[0]
         if not first.HasField("tool_returns_accepted"):
-            self._journal.find(f"{request.run_id}: a submit's stream began with {first.WhichOneof('event')}")
+            self._journal.find(
+                "receipts_come_first", f"{request.run_id}: a stream began with {first.WhichOneof('event')}"
+            )
         self._accepted(calls, version, first.tool_returns_accepted.accepted_tool_call_ids)
 
     def _stored(self, calls: Calls) -> None:

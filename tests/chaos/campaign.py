@@ -31,6 +31,8 @@ class Size:
     kills: int
     at_once: int = 16
     patience_seconds: float = 90.0
+    ending: str = ""
+    """How all turns end; empty for as they are drawn."""
 
 
 @dataclass
@@ -79,18 +81,16 @@ async def _load(line_for: Callable[[Random], Line], killer: Killer, journal: Jou
         killing.cancel()
 
 
-async def _converse(
-    line_for: Callable[[Random], Line], number: int, journal: Journal, seed: int, size: Size
-) -> None:
+async def _converse(line_for: Callable[[Random], Line], number: int, journal: Journal, seed: int, size: Size) -> None:
     rng = Random(f"{seed}/{number}")
-    planned = turns(number, rng)
+    planned = turns(number, rng, size.ending)
     try:
         async with asyncio.timeout(size.patience_seconds):
             await Talker(line_for(rng), rng).talk(planned)
     except TimeoutError:
-        journal.find(f"conversation {number} did not come to its end in {size.patience_seconds:g} s")
+        journal.find("conversations_end", f"{number} did not come to its end in {size.patience_seconds:g} s")
     except RefusedError as error:
-        journal.find(f"conversation {number} was refused what is its right: {error}")
+        journal.find("clients_are_not_refused", f"conversation {number}: {error}")
     journal.counts["conversations"] += 1
 
 
@@ -100,7 +100,9 @@ def _crashes(servers: Fleet) -> list[str]:
     for server in servers.servers:
         for path in server.log_paths:
             lines = path.read_text().splitlines()
-            found += [f"log: {line[:1500]}" for line in lines if '"level":"error"' in line.replace(" ", "")]
+            found += [
+                f"logs_tell_no_crash: {line[:1500]}" for line in lines if '"level":"error"' in line.replace(" ", "")
+            ]
     return found
 
 

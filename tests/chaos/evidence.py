@@ -47,10 +47,14 @@ async def gather(client: Client, started: Sequence[str], upstream: ScriptedOpenA
     conversations = sorted({run.conversation_id for run in evidence.runs.values()})
     await asyncio.gather(*(_read_messages(client, evidence, conversation, gate) for conversation in conversations))
     await _read_list(client, evidence)
+    _read_ledger(evidence, ledger)
+    return evidence
+
+
+def _read_ledger(evidence: Evidence, ledger: Path) -> None:
     for line in ledger.read_text().splitlines() if ledger.exists() else ():
         call_id, proof = line.split(" ", 1)
         evidence.executions[call_id].append(proof)
-    return evidence
 
 
 async def _read_run(client: Client, evidence: Evidence, run_id: str, gate: asyncio.Semaphore) -> None:

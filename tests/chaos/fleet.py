@@ -15,7 +15,7 @@ from tests.process import environment, launch
 from tests.scripted_openai import ScriptedOpenAI
 
 _START_SECONDS = 60.0
-_LEASE_SECONDS = "2"
+LEASE_SECONDS = 2.0
 """Short, so that a campaign sees many take-overs."""
 
 
@@ -70,7 +70,7 @@ class Server:
         """Kills the process and its workers at once (kill -9)."""
         assert self.process is not None
         for pid in (self.process.pid, *_children(self.process.pid)):
-            _kill(pid)
+            _signal(pid, signal.SIGKILL)
 
     def kill_worker(self, choice: float) -> bool:
         """Kills one of its workers; False if it has none. `choice` from 0 to below 1 says which."""
@@ -78,8 +78,14 @@ class Server:
         workers = _children(self.process.pid)
         if not workers:
             return False
-        _kill(workers[int(choice * len(workers))])
+        _signal(workers[int(choice * len(workers))], signal.SIGKILL)
         return True
+
+    def freeze(self, *, thaw: bool = False) -> None:
+        """Stops the process and its workers in the middle of whatever they do, or lets them go on."""
+        assert self.process is not None
+        for pid in (self.process.pid, *_children(self.process.pid)):
+            _signal(pid, signal.SIGCONT if thaw else signal.SIGSTOP)
 
     async def gone(self) -> None:
         """Returns once the killed process is no more."""
@@ -114,7 +120,7 @@ class Fleet:
 
 def fleet(setup: Setup, upstream: ScriptedOpenAI) -> Fleet:
     """The servers, not started yet."""
-    env = environment(upstream, AGENT_SERVICE_LEASE_SECONDS=_LEASE_SECONDS, AGENT_SERVICE_MODEL="scripted-model")
+    env = environment(upstream, AGENT_SERVICE_LEASE_SECONDS=str(LEASE_SECONDS), AGENT_SERVICE_MODEL="scripted-model")
     env[LEDGER] = str(setup.ledger)
     return Fleet([Server(setup, _free_port(), env) for _ in range(setup.servers)])
 
@@ -132,8 +138,8 @@ def _children(pid: int) -> list[int]:
         return []
 
 
-def _kill(pid: int) -> None:
+def _signal(pid: int, number: signal.Signals) -> None:
     try:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
     except ProcessLookupError:
         return

@@ -36,7 +36,7 @@ class Journal:
     """Durable events by run and number."""
     deltas: list[events_pb2.RunEvent] = field(default_factory=list)
     receipts: dict[tuple[str, str], bytes] = field(default_factory=dict)
-    """Receipts that took something, by run and request_id."""
+    """By run and request_id."""
     taken: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """By run: the calls whose answers were acknowledged as stored."""
     outcomes: dict[str, str] = field(default_factory=dict)
@@ -57,15 +57,15 @@ class Journal:
         upon it."""
         self._trap = (kind, spring)
 
-    def find(self, finding: str) -> None:
-        """Something that must not be."""
-        self.findings.append(finding)
+    def find(self, rule: str, finding: str) -> None:
+        """Something that must not be, and the rule that it breaks."""
+        self.findings.append(f"{rule}: {finding}")
 
     def start_stored(self, run_id: str, conversation_id: str = "") -> None:
         """The start of a run was acknowledged."""
         known = self.starts.get(run_id, "")
         if known and conversation_id and known != conversation_id:
-            self.find(f"{run_id}: was in conversation {known}, is in {conversation_id}")
+            self.find("shown_in_one_way", f"{run_id} was in conversation {known}, is in {conversation_id}")
         self.starts[run_id] = conversation_id or known
         self._acknowledged("start")
 
@@ -75,10 +75,9 @@ class Journal:
         self._acknowledged("receipt")
 
     def receipt(self, run_id: str, receipt: events_pb2.ToolReturnsAccepted) -> None:
-        """A receipt. One that took nothing is not stored, and says how things stand."""
-        if receipt.accepted_tool_call_ids:
-            self._once(self.receipts, (run_id, receipt.request_id), raw(receipt), "the receipt")
-            self.submit_stored(run_id, receipt.accepted_tool_call_ids)
+        """A receipt; the same for each repeat of its submit."""
+        self._once(self.receipts, (run_id, receipt.request_id), raw(receipt), "the receipt")
+        self.submit_stored(run_id, receipt.accepted_tool_call_ids)
 
     def outcome(self, call_id: str, content: str) -> None:
         """A receipt accepted this outcome."""
@@ -123,7 +122,7 @@ class Journal:
 
     def _once(self, known: dict[Any, Any], key: Any, value: Any, what: str) -> None:
         if known.setdefault(key, value) != value:
-            self.find(f"{what} {key} was shown in two ways")
+            self.find("shown_in_one_way", f"{what} {key} was shown in two ways")
 
     def _acknowledged(self, kind: str) -> None:
         self.counts[kind] += 1

@@ -38,10 +38,11 @@ def messages_seen_are_there(journal: Journal, evidence: Evidence) -> Iterator[st
 
 
 def receipts_are_there(journal: Journal, evidence: Evidence) -> Iterator[str]:
-    """Each receipt is its run's one event for that request_id; acknowledged answers are in a receipt."""
+    """Each receipt that took something is its run's one event for that request_id; acknowledged answers are in one."""
     for (run_id, request_id), data in journal.receipts.items():
         stored = [raw(r) for r in _receipts(evidence, run_id) if r.request_id == request_id]
-        if stored != [data]:
+        took = events_pb2.ToolReturnsAccepted.FromString(data).accepted_tool_call_ids
+        if stored != ([data] if took else []):
             yield f"{run_id}: a receipt for {request_id} was shown, and {len(stored)} are stored"
     for run_id, call_ids in journal.taken.items():
         accepted = {call_id for receipt in _receipts(evidence, run_id) for call_id in receipt.accepted_tool_call_ids}

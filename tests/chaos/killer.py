@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from random import Random
 
-from tests.chaos.fleet import Fleet, Server
+from tests.chaos.fleet import LEASE_SECONDS, Fleet, Server
 from tests.chaos.journal import Journal
 
 _MOMENTS = ("start", "receipt", "event", "event", "any", "any", "any")
 """After the next acknowledgement of a kind is seen, or at any time."""
 _LONGEST_SECONDS, _TRAP_SECONDS = 1.6, 2.0
-_TWICE_SHARE, _ALL_SHARE, _WORKER_SHARE = 0.1, 0.15, 0.5
+_TWICE_SHARE, _ALL_SHARE, _WORKER_SHARE, _FREEZE_SHARE = 0.1, 0.15, 0.5, 0.1
 
 
 class Killer:
@@ -29,8 +29,17 @@ class Killer:
         while self.done < self._kills:
             server = self._rng.choice(self._fleet.servers)
             victims = self._fleet.servers if self._rng.random() < _ALL_SHARE else [server]
+            if len(self._fleet.servers) > 1 and self._rng.random() < _FREEZE_SHARE:
+                await self._freeze(server)
             await self._moment(victims)
             await asyncio.gather(*(self._again(victim) for victim in victims if victim.process))
+
+    async def _freeze(self, server: Server) -> None:
+        """A server stands still for longer than its leases last, and then goes on as if nothing had happened."""
+        server.freeze()
+        await asyncio.sleep(LEASE_SECONDS * self._rng.uniform(1.0, 1.8))
+        server.freeze(thaw=True)
+        self._journal.counts["freezes"] += 1
 
     async def _moment(self, victims: list[Server]) -> None:
         kind = self._rng.choice(_MOMENTS)

@@ -20,6 +20,8 @@ _CALL_SECONDS, _STREAM_SECONDS = 15.0, 6.0
 """How long a client waits for an answer or a whole stream before it asks again."""
 _PAUSE_SECONDS = 0.05
 """Between a cut and the repeat."""
+_RECONNECT = [(f"grpc.{which}_reconnect_backoff_ms", 200) for which in ("initial", "min", "max")]
+"""A server that is back is found at once."""
 RUN_ID = "agentrpc-run-id"
 
 Rpc = Callable[[Client], Any]
@@ -62,8 +64,8 @@ class Line:
         while True:
             try:
                 call = rpc(self._client())
-                await _announce(call, stored)
                 async with asyncio.timeout(_CALL_SECONDS):
+                    await _announce(call, stored)
                     return await call
             except TimeoutError:
                 self._cut("timeout")
@@ -108,7 +110,7 @@ class Line:
             self._cut(refusal.reason or refusal.code)
         elif error.code() is grpc.StatusCode.INTERNAL:
             # Perhaps done, so a client may repeat; but the service has no reason to say so.
-            self.journal.find(f"a call was answered with {refusal.code} {refusal.message}")
+            self.journal.find("no_internal_errors", f"a call was answered with {refusal.code} {refusal.message}")
             raise RefusedError(refusal)
         else:
             raise RefusedError(refusal)
@@ -121,12 +123,12 @@ class Line:
         good = heard.stop is not None and (heard.stop.final if whole else len(stops) == 1)
         if heard.events and not good:
             kinds = [event.WhichOneof("event") for event in heard.events]
-            self.journal.find(f"{heard.events[0].run_id}: a stream with status OK told {kinds}")
+            self.journal.find("streams_end_with_their_stop", f"{heard.events[0].run_id}: one told {kinds}")
 
     def _check_order(self, heard: Heard) -> None:
         numbers = [event.sequence for event in heard.events if event.WhichOneof("event") not in PASSING]
         if numbers and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
-            self.journal.find(f"{heard.events[0].run_id}: a stream had the numbers {numbers}")
+            self.journal.find("streams_have_no_gap", f"{heard.events[0].run_id}: one had the numbers {numbers}")
 
 
 async def _announce(call: Any, stored: Stored | None) -> None:

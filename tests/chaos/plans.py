@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 STARTS = ("step", "stream", "tokens", "background", "twice")
@@ -53,10 +53,11 @@ class Turn:
         return json.dumps({"conversation": self.conversation, "turn": self.number, "steps": self.steps})
 
 
-def turns(conversation: int, rng: Random) -> list[Turn]:
-    """The turns of one conversation. Only in the last one the client may leave."""
+def turns(conversation: int, rng: Random, ending: str = "") -> list[Turn]:
+    """The turns of one conversation, with this ending if it is not empty. Only in the last one the client may leave."""
     count = rng.choice((1, 1, 2, 2, 3))
-    return [_turn(conversation, number, rng, last=number == count - 1) for number in range(count)]
+    drawn = [_turn(conversation, number, rng, last=number == count - 1) for number in range(count)]
+    return [replace(turn, ending=ending or turn.ending) for turn in drawn]
 
 
 def _turn(conversation: int, number: int, rng: Random, *, last: bool) -> Turn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from agentrpc.v1 import events_pb2, runs_pb2
 
@@ -59,7 +60,7 @@ def owners_follow_each_other(_: Journal, evidence: Evidence) -> Iterator[str]:
     """Each start or resume has a higher epoch than the one before."""
     for run_id, events in evidence.events.items():
         epochs = [e.run_started.epoch or e.run_resumed.epoch for e in events if _begins(e)]
-        if any(later <= earlier for earlier, later in zip(epochs, epochs[1:], strict=False)):
+        if any(later <= earlier for earlier, later in pairwise(epochs)):
             yield f"{run_id} had the epochs {epochs}"
 
 

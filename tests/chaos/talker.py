@@ -108,9 +108,9 @@ class Talker:
         def call(client: Client) -> Any:
             return client.agent.Stream(asked, wait_for_ready=True)
 
+        stored = functools.partial(self._journal.start_stored, request.run_id)
         while request.run_id not in self._journal.starts:
-            stored = self._journal.start_stored
-            await self._line.listen(call, leave_after=self._leave(), stored=lambda: stored(request.run_id))
+            await self._line.listen(call, leave_after=self._leave(), stored=stored)
 
     async def _follow(self, turn: Turn) -> None:
         """Watches a running run to its next stop. A stop seen is acted upon at once, before the stream has ended."""

@@ -39,7 +39,11 @@ async def _execute(name: str, context: ToolContext) -> str:
     await asyncio.sleep(_SECONDS)
     proof = f"{name} {secrets.token_hex(6)}"
     line = f"{context.tool_call_id} {proof}\n"
-    with Path(os.environ[LEDGER]).open("a") as ledger:
-        ledger.write(line)
+    _write(line)
     await asyncio.sleep(_SECONDS)
     return proof
+
+
+def _write(line: str) -> None:
+    with Path(os.environ[LEDGER]).open("a") as ledger:
+        ledger.write(line)
