@@ -45,9 +45,28 @@ class Result:
     counts: Counter[str] = field(default_factory=Counter)
 
 
+@dataclass
+class Attack:
+    """What is left to judge after the servers are gone."""
+
+    journal: Journal
+    evidence: Evidence
+    crashes: list[str]
+    kills: int
+
+
 async def campaign(setup: Setup, seed: int, size: Size) -> Result:
-    """Runs one in the setup's folder, which must be empty."""
-    begun, journal = time.monotonic(), Journal()
+    """Attacks and judges."""
+    begun = time.monotonic()
+    left = await attack(setup, seed, size)
+    findings = [*left.journal.findings, *check(left.journal, left.evidence), *left.crashes]
+    counts = left.journal.counts + _counts(left.evidence)
+    return Result(findings, left.kills, time.monotonic() - begun, counts)
+
+
+async def attack(setup: Setup, seed: int, size: Size) -> Attack:
+    """Runs servers, load and kills in the setup's folder, which must be empty."""
+    journal = Journal()
     async with endpoint() as upstream:
         servers = fleet(setup, upstream)
         killer = Killer(servers, journal, Random(f"{seed}/kills"), size.kills)
@@ -59,9 +78,7 @@ async def campaign(setup: Setup, seed: int, size: Size) -> Result:
                 evidence = await gather(client, sorted(journal.starts), upstream, setup.ledger)
         finally:
             await servers.stop()
-    findings = [*journal.findings, *check(journal, evidence), *_crashes(servers)]
-    counts = journal.counts + _counts(evidence)
-    return Result(findings, killer.done, time.monotonic() - begun, counts)
+    return Attack(journal, evidence, _crashes(servers), killer.done)
 
 
 async def _load(line_for: Callable[[Random], Line], killer: Killer, journal: Journal, seed: int, size: Size) -> None:
