@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import random
 import signal
 import socket
 from collections.abc import Sequence
@@ -42,6 +44,7 @@ class Server:
     port: int
     env: dict[str, str]
     process: asyncio.subprocess.Process | None = None
+    killed: bool = False
     log_paths: list[Path] = field(default_factory=list)
 
     @property
@@ -56,6 +59,7 @@ class Server:
             flags += ["--workers", str(self.setup.workers)]
         self.process, log_path = await launch(self.setup.folder, self.env, *flags, program=self.setup.program)
         self.log_paths.append(log_path)
+        self.killed = False
 
     async def ready(self) -> None:
         """Returns once it serves."""
@@ -69,6 +73,7 @@ class Server:
     def kill(self) -> None:
         """Kills the process and its workers at once (kill -9)."""
         assert self.process is not None
+        self.killed = True
         for pid in (self.process.pid, *_children(self.process.pid)):
             _signal(pid, signal.SIGKILL)
 
@@ -126,9 +131,12 @@ def fleet(setup: Setup, upstream: ScriptedOpenAI) -> Fleet:
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """Not one that the system gives to outgoing connections: those could take it while the server is dead."""
+    while True:
+        port = random.randint(20_000, 32_000)
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return port
 
 
 def _children(pid: int) -> list[int]:
@@ -139,7 +147,5 @@ def _children(pid: int) -> list[int]:
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        return

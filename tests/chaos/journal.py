@@ -46,8 +46,8 @@ class Journal:
     """By run: the run as it was shown when it was over."""
     windows: dict[tuple[str, str], list[bytes]] = field(default_factory=dict)
     """By run and submit (empty for the start): the messages of the answer."""
-    excused: set[str] = field(default_factory=set)
-    """Runs that their client left behind: they need not have ended well."""
+    left: set[str] = field(default_factory=set)
+    """Runs that their client left behind."""
     findings: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     _trap: tuple[str, Callable[[], None]] | None = None
@@ -56,6 +56,11 @@ class Journal:
         """Calls `spring` at the next acknowledgement of this kind ("start", "receipt" or "event"), before anybody acts
         upon it."""
         self._trap = (kind, spring)
+
+    def disarm(self) -> bool:
+        """Takes the trap away; False if there is none, or it was sprung."""
+        armed, self._trap = self._trap is not None, None
+        return armed
 
     def find(self, rule: str, finding: str) -> None:
         """Something that must not be, and the rule that it breaks."""

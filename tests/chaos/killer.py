@@ -32,7 +32,7 @@ class Killer:
             if len(self._fleet.servers) > 1 and self._rng.random() < _FREEZE_SHARE:
                 await self._freeze(server)
             await self._moment(victims)
-            await asyncio.gather(*(self._again(victim) for victim in victims if victim.process))
+            await asyncio.gather(*(self._again(victim) for victim in victims))
 
     async def _freeze(self, server: Server) -> None:
         """A server stands still for longer than its leases last, and then goes on as if nothing had happened."""
@@ -58,7 +58,7 @@ class Killer:
         try:
             await asyncio.wait_for(sprung.wait(), _TRAP_SECONDS)
         except TimeoutError:
-            if not sprung.is_set():
+            if self._journal.disarm():
                 spring()
 
     def _strike(self, victims: list[Server]) -> None:
@@ -70,9 +70,9 @@ class Killer:
 
     async def _again(self, server: Server) -> None:
         """A dead server is started; sometimes it dies once more while it starts."""
-        assert server.process is not None
-        if not await _dead(server):
+        if not server.killed:  # Only a worker died, and its parent starts another one.
             return
+        await server.gone()
         await server.launch()
         if self._rng.random() < _TWICE_SHARE:
             await asyncio.sleep(self._rng.uniform(0.0, 1.0))
@@ -81,14 +81,3 @@ class Killer:
             await server.gone()
             await server.launch()
         await server.ready()
-
-
-async def _dead(server: Server) -> bool:
-    """Whether the process itself was killed; its parent lives on when only a worker was."""
-    assert server.process is not None
-    try:
-        await asyncio.wait_for(server.process.wait(), 0.2)
-    except TimeoutError:
-        return False
-    await server.gone()
-    return True

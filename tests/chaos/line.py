@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from random import Random
@@ -20,8 +20,14 @@ _CALL_SECONDS, _STREAM_SECONDS = 15.0, 6.0
 """How long a client waits for an answer or a whole stream before it asks again."""
 _PAUSE_SECONDS = 0.05
 """Between a cut and the repeat."""
-_RECONNECT = [(f"grpc.{which}_reconnect_backoff_ms", 200) for which in ("initial", "min", "max")]
-"""A server that is back is found at once."""
+_CONNECTIONS = 3
+"""To each address: its workers share it, and each connection leads to one of them."""
+_OPTIONS = [
+    # A server that is back is found at once.
+    *((f"grpc.{which}_reconnect_backoff_ms", 200) for which in ("initial", "min", "max")),
+    # Else channels to one address are one connection.
+    ("grpc.use_local_subchannel_pool", 1),
+]
 RUN_ID = "agentrpc-run-id"
 
 Rpc = Callable[[Client], Any]
@@ -139,8 +145,9 @@ async def _announce(call: Any, stored: Stored | None) -> None:
 
 
 @asynccontextmanager
-async def lines(targets: Sequence[str], journal: Journal) -> Any:
-    """Makes lines that share one connection to each server; called with a source of chance."""
+async def lines(targets: Sequence[str], journal: Journal) -> AsyncIterator[Callable[[Random], Line]]:
+    """Makes lines that share a few connections to each server; called with a source of chance."""
     async with AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(connected(target)) for target in targets]
+        wanted = [target for target in targets for _ in range(_CONNECTIONS)]
+        clients = [await stack.enter_async_context(connected(target, _OPTIONS)) for target in wanted]
         yield lambda rng: Line(clients, journal, rng)

@@ -19,7 +19,7 @@ from agent_service.domain.event import Event, RunStopped
 from agent_service.domain.run import Claim, Pinned, RunStatus
 from agent_service.domain.submit import CallAnswer, Submission, Submitted
 from agent_service.domain.tool import Call, CallState
-from agent_service.engine import runs
+from agent_service.engine import leases, runs
 from agent_service.engine.store import Move
 from agent_service.stores import sqlite, sqlite_rows, sqlite_thread
 
@@ -46,7 +46,15 @@ def stale_epoch_accepted() -> None:
     async def owner_move(self: Any, claim: Claim, move: Move[Any]) -> Any:
         return await self._move(claim.tenant, claim.run_id, move, (), "", None)
 
+    async def renew(self: Any) -> None:
+        await self._store.renew(self.held, self.owner.lease)
+
+    def check(self: Any, tenant: str, run_id: str, epoch: int) -> None:
+        del self, tenant, run_id, epoch
+
     _patch(sqlite.SqliteStore, "owner_move", owner_move)
+    _patch(leases.Leases, "renew", renew)
+    _patch(leases.Leases, "check", check)
     _without_nets()
 
 

@@ -14,11 +14,10 @@ Event = events_pb2.RunEvent
 
 
 def every_run_is_settled(journal: Journal, evidence: Evidence) -> Iterator[str]:
-    """COMPLETED or CANCELLED; a run that its client left may also wait, or have failed because it was interrupted."""
+    """COMPLETED or CANCELLED; a run that its client left may also be PAUSED."""
     good = (runs_pb2.RUN_STATUS_COMPLETED, runs_pb2.RUN_STATUS_CANCELLED)
-    left = (runs_pb2.RUN_STATUS_PAUSED, runs_pb2.RUN_STATUS_INTERRUPTED, runs_pb2.RUN_STATUS_FAILED)
     for run in evidence.runs.values():
-        allowed = (*good, *left) if run.run_id in journal.excused else good
+        allowed = (*good, runs_pb2.RUN_STATUS_PAUSED) if run.run_id in journal.left else good
         if run.status not in allowed:
             status = runs_pb2.RunStatus.Name(run.status)
             yield f"{run.run_id} is {status} {run.error.message}"

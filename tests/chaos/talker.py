@@ -66,16 +66,18 @@ class Talker:
             if run.status in TERMINAL:
                 return run
             if run.status == runs_pb2.RUN_STATUS_PAUSED:
+                if not run.pending_tool_calls:
+                    self._journal.find("pauses_name_their_calls", f"{run_id} waits for nothing")
+                    return run
                 if turn.ending == "abandon":
-                    self._journal.excused.add(run_id)
+                    self._journal.left.add(run_id)
                     return run
                 if turn.ending == "cancel":
                     await self._cancel(run_id)
                 await answer_calls(self._line, self._rng, turn, list(run.pending_tool_calls))
             elif run.status == runs_pb2.RUN_STATUS_INTERRUPTED:
                 retries += 1
-                if not await self._retry(run_id, f"retry-{retries}"):
-                    return run
+                await self._retry(run_id, f"retry-{retries}")
             else:
                 await self._follow(turn)
 
@@ -156,17 +158,12 @@ class Talker:
             self._journal.run(answer.run)
         self._journal.counts["cancels"] += 1
 
-    async def _retry(self, run_id: str, request_id: str) -> bool:
+    async def _retry(self, run_id: str, request_id: str) -> None:
         """An interrupted run goes on."""
         self._journal.counts["retries"] += 1
-        request_type: Any = getattr(run_service_pb2, "RetryRunRequest", None)
-        if request_type is None:
-            self._journal.excused.add(run_id)
-            return False
-        asked = request_type(run_id=run_id, request_id=request_id)
-        answer = await self._line.ask(lambda client: client.runs.RetryRun(asked, wait_for_ready=True))  # type: ignore[attr-defined]
+        asked = run_service_pb2.RetryRunRequest(run_id=run_id, request_id=request_id)
+        answer = await self._line.ask(lambda client: client.runs.RetryRun(asked, wait_for_ready=True))
         self._journal.run(answer.run)
-        return True
 
     def _leave(self) -> int:
         """After how many events a stream is left; mostly never."""
