@@ -18,7 +18,7 @@ from tests.chaos.fleet import Setup
 from tests.chaos.trial import found, trials
 
 _SHOWN = 40
-_ROUNDS = ((1, 1), (2, 1))
+_ROUNDS = ((1, 1), (1, 2), (2, 1))
 """Servers on the file, and processes of each."""
 
 
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kills", type=int, default=240, help="at least so many, over all rounds (240)")
     parser.add_argument("--conversations", type=int, default=200, help="at least so many in each round (200)")
     parser.add_argument("--at-once", type=int, default=16, help="conversations at the same time (16)")
-    parser.add_argument("--servers", type=int, help="servers on one file (a round with 1, then one with 2)")
+    parser.add_argument("--servers", type=int, help="servers on one file (rounds with 1, with 1 of 2 workers, with 2)")
     parser.add_argument("--workers", type=int, default=1, help="processes of each server, with --servers (1)")
     parser.add_argument("--planted", action="store_true", help="try the checker on services with one bug each")
     return parser

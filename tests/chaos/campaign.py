@@ -31,8 +31,9 @@ class Size:
     kills: int
     at_once: int = 16
     patience_seconds: float = 90.0
+    answer: str = ""
     ending: str = ""
-    """How all turns end; empty for as they are drawn."""
+    """How all calls are answered and all turns end; empty for as they are drawn."""
 
 
 @dataclass
@@ -100,7 +101,7 @@ async def _load(line_for: Callable[[Random], Line], killer: Killer, journal: Jou
 
 async def _converse(line_for: Callable[[Random], Line], number: int, journal: Journal, seed: int, size: Size) -> None:
     rng = Random(f"{seed}/{number}")
-    planned = turns(number, rng, size.ending)
+    planned = turns(number, rng, size.answer, size.ending)
     try:
         async with asyncio.timeout(size.patience_seconds):
             await Talker(line_for(rng), rng).talk(planned)

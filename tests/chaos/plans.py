@@ -53,11 +53,12 @@ class Turn:
         return json.dumps({"conversation": self.conversation, "turn": self.number, "steps": self.steps})
 
 
-def turns(conversation: int, rng: Random, ending: str = "") -> list[Turn]:
-    """The turns of one conversation, with this ending if it is not empty. Only in the last one the client may leave."""
+def turns(conversation: int, rng: Random, answer: str = "", ending: str = "") -> list[Turn]:
+    """The turns of one conversation, with this answer and ending where given. Only in the last one the client may
+    leave."""
     count = rng.choice((1, 1, 2, 2, 3))
     drawn = [_turn(conversation, number, rng, last=number == count - 1) for number in range(count)]
-    return [replace(turn, ending=ending or turn.ending) for turn in drawn]
+    return [replace(turn, answer=answer or turn.answer, ending=ending or turn.ending) for turn in drawn]
 
 
 def _turn(conversation: int, number: int, rng: Random, *, last: bool) -> Turn:

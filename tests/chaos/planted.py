@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from agent_service.cli import main
-from agent_service.domain import moves, submit
+from agent_service.domain import moves, recovery, submit
 from agent_service.domain.draft import Draft, Receipt
 from agent_service.domain.event import Event, RunStopped
 from agent_service.domain.run import Claim, Pinned, RunStatus
@@ -145,6 +145,17 @@ def doubled_resume() -> None:
     _without_nets()
 
 
+def started_tool_runs_again() -> None:
+    """A tool that a dead process had begun is executed again, whatever it is."""
+    go_on = recovery._go_on
+
+    def go_on_with_all(draft: Draft, cause: Any, pinned: Pinned, owner: Any) -> bool:
+        tools = tuple(replace(tool, idempotent=True) for tool in pinned.tools)
+        return go_on(draft, cause, replace(pinned, tools=tools), owner)
+
+    _patch(recovery, "_go_on", go_on_with_all)
+
+
 BUGS: dict[str, Callable[[], None]] = {
     bug.__name__: bug
     for bug in (
@@ -156,6 +167,7 @@ BUGS: dict[str, Callable[[], None]] = {
         late_answer_accepted,
         second_final_stop,
         doubled_resume,
+        started_tool_runs_again,
     )
 }
 

@@ -14,7 +14,7 @@ __all__ = ["charge", "look_up", "refund"]
 
 LEDGER = "CHAOS_LEDGER"
 """Names the ledger."""
-_SECONDS = 0.03
+_SECONDS = 0.06
 """How long a tool works before and after it wrote, so that kills hit it on both sides."""
 
 

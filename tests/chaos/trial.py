@@ -20,6 +20,7 @@ class Trial:
     rules: tuple[str, ...]
     servers: int = 1
     kills: int = 0
+    answer: str = ""
     ending: str = ""
 
 
@@ -29,11 +30,12 @@ TRIALS = {
         ("runs_begin_and_end_once", "ended_runs_stay_as_they_were_shown"), servers=2, ending="cancel_running"
     ),
     "number_used_twice": Trial(("events_seen_are_there",)),
-    "receipt_not_stored": Trial(("shown_in_one_way",)),
-    "row_lock_skipped": Trial(("receipts_are_there", "accepted_once", "answers_are_stored_once")),
-    "late_answer_accepted": Trial(("late_answers_are_refused", "each_call_has_one_outcome")),
-    "second_final_stop": Trial(("ended_runs_stay_as_they_were_shown",)),
-    "doubled_resume": Trial(("answers_are_stored_once", "answers_follow_the_whole_returns")),
+    "receipt_not_stored": Trial(("shown_in_one_way",), answer="twice"),
+    "row_lock_skipped": Trial(("receipts_are_there", "accepted_once", "answers_are_stored_once"), answer="race"),
+    "late_answer_accepted": Trial(("late_answers_are_refused", "each_call_has_one_outcome"), answer="late"),
+    "second_final_stop": Trial(("ended_runs_stay_as_they_were_shown",), ending="cancel"),
+    "doubled_resume": Trial(("answers_are_stored_once", "answers_follow_the_whole_returns"), answer="twice"),
+    "started_tool_runs_again": Trial(("server_tools_run_once",), kills=16),
 }
 
 
@@ -59,5 +61,6 @@ def found(bug: str, result: Result) -> bool:
 async def _run(bug: str, folder: Path, seed: int) -> Result:
     chosen = TRIALS.get(bug, Trial((), kills=2))
     program = ("agent_service",) if bug == "none" else ("tests.chaos.planted", bug)
-    size = Size(30, chosen.kills, at_once=24, patience_seconds=30.0 if bug == "none" else 8.0, ending=chosen.ending)
+    patience = 30.0 if bug == "none" else 8.0
+    size = Size(30, chosen.kills, 24, patience, chosen.answer, chosen.ending)
     return await campaign(Setup(folder, chosen.servers, program=program), seed, size)
