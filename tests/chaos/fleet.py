@@ -8,12 +8,11 @@ import os
 import random
 import signal
 import socket
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.chaos.tools import LEDGER
-from tests.process import environment, launch
+from tests.process import PROGRAM, environment, launch
 from tests.scripted_openai import ScriptedOpenAI
 
 _START_SECONDS = 60.0
@@ -28,7 +27,7 @@ class Setup:
     folder: Path
     servers: int = 1
     workers: int = 1
-    program: Sequence[str] = ("agent_service",)
+    program: tuple[str, ...] = PROGRAM
 
     @property
     def ledger(self) -> Path:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.chaos.campaign import Result, Size, campaign
 from tests.chaos.fleet import Setup
 from tests.chaos.planted import BUGS
+from tests.process import PROGRAM
 
 _AT_ONCE = 3
 
@@ -60,7 +62,7 @@ def found(bug: str, result: Result) -> bool:
 
 async def _run(bug: str, folder: Path, seed: int) -> Result:
     chosen = TRIALS.get(bug, Trial((), kills=2))
-    program = ("agent_service",) if bug == "none" else ("tests.chaos.planted", bug)
+    program = PROGRAM if bug == "none" else (sys.executable, "-m", "tests.chaos.planted", bug)
     patience = 30.0 if bug == "none" else 8.0
     size = Size(30, chosen.kills, 24, patience, chosen.answer, chosen.ending)
     return await campaign(Setup(folder, chosen.servers, program=program), seed, size)
