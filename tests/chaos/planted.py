@@ -129,6 +129,7 @@ def second_final_stop() -> None:
         cancel(draft, *args)
 
     _patch(runs, "cancel", cancel_again)
+    _without_nets()
 
 
 def doubled_resume() -> None:
@@ -179,14 +180,14 @@ def _patch(owner: object, name: str, value: object) -> None:
 
 
 def _without_nets() -> None:
-    """Takes the triggers away, and lets a row replace another of the same key."""
+    """Takes away the triggers and the index of final stops, and lets a row replace another of the same key."""
     opened = sqlite_thread.open_database
 
     def open_database(*args: Any) -> Any:
         connection = opened(*args)
-        triggers = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall()
-        for (name,) in triggers:
-            connection.execute(f"DROP TRIGGER {name}")
+        nets = "SELECT type, name FROM sqlite_schema WHERE type = 'trigger' OR name = 'events_final'"
+        for kind, name in connection.execute(nets).fetchall():
+            connection.execute(f"DROP {kind} {name}")
         return _Replacing(connection)
 
     _patch(sqlite, "open_database", open_database)
