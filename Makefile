@@ -5,7 +5,7 @@
 BIN = .venv/bin
 
 .DEFAULT_GOAL = help
-.PHONY: help demo serve test interop check format proto protoset baseline docs dev clean
+.PHONY: help demo serve test chaos interop check format proto protoset baseline docs dev clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -20,6 +20,9 @@ serve: ## run the service, with the local model unless OPENAI_API_KEY or OPENAI_
 
 test: dev ## run the tests
 	$(BIN)/pytest $(ARGS)
+
+chaos: dev ## kill servers under load and prove that nothing is lost or doubled (minutes; ARGS=--help says more)
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 interop: dev ## run the clients of examples/ in Python, Go, TypeScript and Java; name some in ARGS to run only these
 	@scripts/interop.sh $(ARGS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -180,11 +180,12 @@ async def refusal(call: Any) -> Refusal:
         else:
             received = await call
     except grpc.aio.AioRpcError as error:
-        return _refusal(error)
+        return refusal_of(error)
     raise AssertionError(f"not refused, but answered with {received}")
 
 
-def _refusal(error: grpc.aio.AioRpcError) -> Refusal:
+def refusal_of(error: grpc.aio.AioRpcError) -> Refusal:
+    """What the error tells a client."""
     info, request, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), None
     status = rpc_status.from_call(error)
     for detail in status.details if status else ():
@@ -204,9 +205,9 @@ def _refusal(error: grpc.aio.AioRpcError) -> Refusal:
 
 
 @asynccontextmanager
-async def connected(target: str) -> AsyncIterator[Client]:
+async def connected(target: str, options: Sequence[tuple[str, int]] = ()) -> AsyncIterator[Client]:
     """A client of a service that runs anywhere on this host."""
-    async with grpc.aio.insecure_channel(target, options=_LOOPBACK) as channel:
+    async with grpc.aio.insecure_channel(target, options=[*_LOOPBACK, *options]) as channel:
         yield Client(
             target,
             channel,

@@ -467,3 +467,17 @@ async def settled(reached: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not reached():  # noqa: ASYNC110 - the tasks that run meanwhile have no event to wait for
             await asyncio.sleep(0)
+
+
+async def test_a_reader_that_falls_behind_before_it_reads_goes_to_the_log() -> None:
+    """Another process wrote while a submit was on its way: what was told meanwhile is not lost to its caller."""
+    hub = Hub(16)
+    writer = Writer(hub)
+    writer.commit(PAUSED)
+    with hub.subscribe(TENANT, RUN, deltas=False) as subscription:
+        for _ in range(2):
+            hub.hear(TENANT, RUN, 1)
+        writer.commit(ENDED)
+        what = Follow(TENANT, RUN, 1, next_stop=True, fresh=True, max_wait=0.0)
+        seen = [event async for event in follow(writer, subscription, what)]  # type: ignore[arg-type]
+    assert seen == writer.log[1:]

@@ -48,7 +48,7 @@ async def follow(store: RunStore, subscription: Subscription, what: Follow) -> A
     Raises SHUTTING_DOWN when the hub is closed and everything that was told is read.
     """
     reader = _Reader(store, subscription, what)
-    subscription.lagging = not what.fresh
+    subscription.lagging = subscription.lagging or not what.fresh
     while True:
         if subscription.lagging:
             subscription.reset()

@@ -1,0 +1,102 @@
+"""What the service itself says after the campaign, through its RPCs, and what the endpoint and the tools wrote."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+from agentrpc.v1 import agent_registry_service_pb2, events_pb2, messages_pb2, run_service_pb2, runs_pb2
+
+from tests.chaos.journal import PASSING
+from tests.scripted_openai import Rejection, Request, ScriptedOpenAI
+from tests.service import Client
+
+_SECONDS = 30.0
+_AT_ONCE = 16
+
+
+@dataclass
+class Evidence:
+    """Runs, their events, and messages by conversation; the requests of the endpoint; what tools did, by call."""
+
+    runs: dict[str, runs_pb2.Run] = field(default_factory=dict)
+    events: dict[str, list[events_pb2.RunEvent]] = field(default_factory=dict)
+    messages: dict[str, list[messages_pb2.Message]] = field(default_factory=dict)
+    listed: set[str] = field(default_factory=set)
+    requests: Sequence[Request] = ()
+    rejections: Sequence[Rejection] = ()
+    problems: Sequence[str] = ()
+    executions: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    missing: list[str] = field(default_factory=list)
+    """What could not be read, though it was acknowledged."""
+
+    def messages_of(self, run_id: str) -> list[messages_pb2.Message]:
+        """The messages of a run, in order."""
+        return [m for m in self.messages.get(self.runs[run_id].conversation_id, ()) if m.run_id == run_id]
+
+
+async def gather(client: Client, started: Sequence[str], upstream: ScriptedOpenAI, ledger: Path) -> Evidence:
+    """Everything there is about these runs."""
+    evidence = Evidence(requests=upstream.requests, rejections=upstream.rejected, problems=upstream.problems)
+    gate = asyncio.Semaphore(_AT_ONCE)
+    await asyncio.gather(*(_read_run(client, evidence, run_id, gate) for run_id in started))
+    conversations = sorted({run.conversation_id for run in evidence.runs.values()})
+    await asyncio.gather(*(_read_messages(client, evidence, conversation, gate) for conversation in conversations))
+    await _read_list(client, evidence)
+    _read_ledger(evidence, ledger)
+    return evidence
+
+
+def _read_ledger(evidence: Evidence, ledger: Path) -> None:
+    for line in ledger.read_text().splitlines() if ledger.exists() else ():
+        call_id, proof = line.split(" ", 1)
+        evidence.executions[call_id].append(proof)
+
+
+async def _read_run(client: Client, evidence: Evidence, run_id: str, gate: asyncio.Semaphore) -> None:
+    async with gate:
+        try:
+            evidence.runs[run_id] = await client.run(run_id)
+            evidence.events[run_id] = await _read_events(client, run_id)
+        except grpc.aio.AioRpcError as error:
+            evidence.missing.append(f"{run_id} was acknowledged, and is answered with {error.code().name}")
+
+
+async def _read_events(client: Client, run_id: str) -> list[events_pb2.RunEvent]:
+    """The stored events: up to `live`, or to the end of a run that is over."""
+    events = []
+    call = client.runs.WatchRun(run_service_pb2.WatchRunRequest(run_id=run_id), timeout=_SECONDS)
+    async for response in call:
+        if response.event.HasField("live"):
+            break
+        if response.event.WhichOneof("event") not in PASSING:
+            events.append(response.event)
+    call.cancel()
+    return events
+
+
+async def _read_messages(client: Client, evidence: Evidence, conversation_id: str, gate: asyncio.Semaphore) -> None:
+    request = agent_registry_service_pb2.ListMessagesRequest(conversation_id=conversation_id)
+    found: list[messages_pb2.Message] = []
+    async with gate:
+        while True:
+            page = await client.registry.ListMessages(request)
+            found += page.messages
+            if not page.next_page_token:
+                break
+            request.page_token = page.next_page_token
+    evidence.messages[conversation_id] = found
+
+
+async def _read_list(client: Client, evidence: Evidence) -> None:
+    token = ""
+    while True:
+        page = await client.list_runs(page_size=1000, page_token=token)
+        evidence.listed.update(run.run_id for run in page.runs)
+        token = page.next_page_token
+        if not token:
+            return

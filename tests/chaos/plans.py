@@ -1,0 +1,67 @@
+"""What each conversation does: drawn from the seed, so that a campaign can be repeated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+STARTS = ("step", "stream", "tokens", "background", "twice")
+"""How a run is started: blocking, as events, as events with tokens, in the background, two at once with one id."""
+ANSWERS = ("whole", "bare", "split", "race", "twice", "conflict", "late")
+"""How pending calls are answered: in one submit; in one without a request_id; one after the other; all at once in a
+submit each; in two equal submits at once; in two that differ, at once; in one, and then again with other outcomes."""
+ENDINGS = ("finish", "cancel", "cancel_running", "abandon")
+"""What the client does in the end: goes on to the end; cancels at the first pause; cancels at any moment; leaves."""
+
+_STEPS: Sequence[tuple[str, ...]] = (
+    ("ask",),
+    ("ask",),
+    ("ask", "ask"),
+    ("ask", "ask", "ask"),
+    ("charge",),
+    ("charge", "look_up"),
+    ("look_up",),
+    ("ask", "charge"),
+    ("look_up", "ask", "ask"),
+    ("refund",),
+    ("refund", "ask"),
+    ("charge", "refund", "ask"),
+)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation. `steps` are the calls that the model makes, answer by answer; then it is done."""
+
+    conversation: int
+    number: int
+    steps: tuple[tuple[str, ...], ...]
+    start: str
+    answer: str
+    ending: str
+
+    @property
+    def run_id(self) -> str:
+        """The run of this turn."""
+        return f"run-{self.conversation}-{self.number}"
+
+    @property
+    def text(self) -> str:
+        """The user's message, by which the model knows what to do."""
+        return json.dumps({"conversation": self.conversation, "turn": self.number, "steps": self.steps})
+
+
+def turns(conversation: int, rng: Random, answer: str = "", ending: str = "") -> list[Turn]:
+    """The turns of one conversation, with this answer and ending where given. Only in the last one the client may
+    leave."""
+    count = rng.choice((1, 1, 2, 2, 3))
+    drawn = [_turn(conversation, number, rng, last=number == count - 1) for number in range(count)]
+    return [replace(turn, answer=answer or turn.answer, ending=ending or turn.ending) for turn in drawn]
+
+
+def _turn(conversation: int, number: int, rng: Random, *, last: bool) -> Turn:
+    steps = tuple(rng.choice(_STEPS) for _ in range(rng.choice((0, 1, 1, 2, 2, 3))))
+    ending = rng.choices(ENDINGS, (80, 8, 8, 4 if last else 0))[0]
+    return Turn(conversation, number, steps, rng.choice(STARTS), rng.choice(ANSWERS), ending)
