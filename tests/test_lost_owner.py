@@ -87,13 +87,14 @@ def crashes(*servers: ServerProcess) -> list[dict[str, Any]]:
 
 
 async def test_an_owner_that_was_stopped_for_longer_than_its_lease_writes_nothing(tmp_path: Path) -> None:
-    """Another process takes its runs over and ends them. When it goes on, the answer of its model call, an answer that
-    had already arrived, and the outcomes of its tools are all refused; its callers get the events of the other process.
+    """Another process takes its runs over. When it goes on, the answer of its model call, an answer that had already
+    arrived, and the outcomes of its tools are all refused, whether the other process has ended the run or still works
+    on it; its callers get the events of the other process.
     """
-    gate = Gate()
+    gate, working = Gate(), Gate()
     script = by_input(
         midway=[silent("Half", after=1), says("Whole.")],
-        late=[says("Too late.", chunks=1, gate=gate), says("In time.")],
+        late=[says("Too late.", chunks=1, gate=gate), says("In time.", gate=working)],
         look_up=[calls(("look_up", {"name": "Alice"})), says("Found.")],
         pay=[calls(("pay", {"amount": 7})), says("Unsure.")],
     )
@@ -119,12 +120,16 @@ async def test_an_owner_that_was_stopped_for_longer_than_its_lease_writes_nothin
         again = await desk.execution()
         assert (again.name, again.attempt, again.pid) == ("look_up", 2, b.process.pid)
         again.answer("fresh")
-        before = {run_id: await ended(at_b, run_id) for run_id in runs}
-        shown = {run_id: await at_b.run(run_id) for run_id in runs}
+        await upstream.wait_for_requests(8)
+        before = {run_id: await ended(at_b, run_id) for run_id in runs - {"late"}}
         a.process.send_signal(signal.SIGCONT)
 
         await a.logged("run.taken_away", *runs)
         await upstream.disconnected.wait()
+        assert (await at_a.run("late")).status == runs_pb2.RUN_STATUS_RUNNING
+        working.open()
+        before["late"] = await ended(at_b, "late")
+        shown = {run_id: await at_b.run(run_id) for run_id in runs}
         async with asyncio.timeout(10):
             seen += [event async for event in events]
         assert await stream.code() is grpc.StatusCode.OK

@@ -84,7 +84,10 @@ async def gone(*pids: int) -> None:
         if not any(exists(pid) for pid in pids):
             return
         await asyncio.sleep(0.02)
-    raise AssertionError(f"still there: {pids}")
+    left = [pid for pid in pids if exists(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    raise AssertionError(f"still there: {left}")
 
 
 async def test_workers_share_the_connections_and_the_runs_of_a_killed_one(tmp_path: Path) -> None:
