@@ -91,8 +91,10 @@ def _serve(flags: dict[str, object]) -> int:
     local_model = (LocalModelMissingError, LocalModelFailedError)
     if settings.workers > 1:
         return _run(workers.serve_workers(settings, _given(flags), _ready), (workers.WorkerError, *local_model))
+    ready = _ready
     if settings.worker:
         workers.end_with_parent()
+        ready = workers.tell_parent
 
     from agent_service import wiring
     from agent_service.stores.sqlite_thread import SchemaError
@@ -100,7 +102,7 @@ def _serve(flags: dict[str, object]) -> int:
     from agent_service.transport.server import BindError
 
     known = (SettingsError, wiring.StartError, *local_model, SchemaError, ToolLoadError, BindError)
-    return _run(wiring.serve(settings, _ready), known)
+    return _run(wiring.serve(settings, ready), known)
 
 
 def _run(serving: Coroutine[Any, Any, None], known: tuple[type[Exception], ...]) -> int:
@@ -128,5 +130,7 @@ def _ready(address: str) -> None:
 
 
 def _fail(message: str) -> int:
-    sys.stderr.write(f"error: {message}\n")
+    """Says what went wrong, unless another process has said it."""
+    if message:
+        sys.stderr.write(f"error: {message}\n")
     return 1

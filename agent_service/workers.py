@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 import structlog
 
@@ -29,10 +30,11 @@ START_SECONDS = 60.0
 QUICK_DEATH_SECONDS = 10.0
 """A worker that lives shorter is started again after a pause, which doubles each time."""
 _PAUSES = (0.1, 5.0)
+_STDIN = 0
 
 
 class WorkerError(Exception):
-    """The workers cannot be started; the text says why."""
+    """The workers cannot be started; the text says why, and is empty if a worker has said so itself."""
 
 
 async def serve_workers(settings: Settings, flags: list[str], ready: Callable[[str], None]) -> None:
@@ -46,11 +48,13 @@ async def serve_workers(settings: Settings, flags: list[str], ready: Callable[[s
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with _model_environment(settings) as model:
         with _reserved(settings.host, settings.port) as port:
-            command = [sys.executable, "-m", "agent_service", "serve", *flags, f"--port={port}", "--workers=1"]
+            command = [*_program(), "serve", *flags, f"--port={port}", "--workers=1"]
             environment = os.environ | model | {"AGENT_SERVICE_WORKER": "true"}
             workers = [Worker(command, environment) for _ in range(settings.workers)]
             try:
-                await asyncio.gather(*(worker.start() for worker in workers))
+                # One before the others: what cannot work is said once, and the file is made by one.
+                await workers[0].start()
+                await asyncio.gather(*(worker.start() for worker in workers[1:]))
                 address = settings.model_copy(update={"port": port}).address
                 ready(address)
                 log.info("workers.ready", address=address, pids=[worker.pid for worker in workers])
@@ -67,10 +71,23 @@ def end_with_parent() -> None:
     """For a worker: its standard input closes when the parent is gone, and then it ends at once, as if killed."""
 
     def wait() -> None:
-        sys.stdin.read()
-        os._exit(1)
+        try:
+            os.read(_STDIN, 1)
+        finally:
+            os._exit(1)
 
     threading.Thread(target=wait, name="parent-watch", daemon=True).start()
+
+
+def tell_parent(address: str) -> None:
+    """For a worker: it listens. Its standard input is a socket, whose other end the parent has."""
+    os.write(_STDIN, f"{address}\n".encode())
+
+
+def _program() -> list[str]:
+    """This program, which looks for modules in the working directory only if this process does."""
+    here = {"", str(Path.cwd())} & set(sys.path)
+    return [sys.executable, *([] if here else ["-P"]), "-m", "agent_service"]
 
 
 class Worker:
@@ -80,6 +97,7 @@ class Worker:
         self._command = command
         self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
+        self._line: asyncio.StreamWriter
         self._pause = _PAUSES[0]
 
     @property
@@ -89,22 +107,24 @@ class Worker:
         return self._process.pid
 
     async def start(self) -> None:
-        """Returns when it listens. Raises WorkerError; why it failed, it has said itself on stderr."""
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command,
-            env=self._environment,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            # Ctrl-C reaches every process of a terminal's group; this one tells its workers itself.
-            start_new_session=True,
-        )
-        assert self._process.stdout is not None
+        """Returns when it listens. Raises WorkerError."""
+        ours, theirs = socket.socketpair()
+        reader, self._line = await asyncio.open_unix_connection(sock=ours)
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                env=self._environment,
+                stdin=theirs.fileno(),
+                # Ctrl-C reaches every process of a terminal's group; this one tells its workers itself.
+                start_new_session=True,
+            )
         try:
-            line = await asyncio.wait_for(self._process.stdout.readline(), START_SECONDS)
+            async with asyncio.timeout(START_SECONDS):
+                if not await reader.readline():
+                    code = await self._process.wait()
+                    raise WorkerError("" if code == 1 else f"a worker ended with exit code {code}")
         except TimeoutError:
-            line = b""
-        if not line.startswith(b"listening on "):
-            raise WorkerError("a worker did not start")
+            raise WorkerError(f"a worker did not listen within {START_SECONDS:g} s") from None
 
     async def keep(self) -> None:
         """Starts another one whenever it ends."""
@@ -117,19 +137,19 @@ class Worker:
             log.warning("worker.died", pid=self.pid, code=code, next_in_seconds=self._pause)
             await asyncio.sleep(self._pause)
             self._pause = min(2 * self._pause, _PAUSES[1])
+            self._line.close()
             try:
                 await self.start()
-            except WorkerError as error:
-                log.error("worker.failed", error=str(error))
-                await self.stop()
-            else:
                 log.info("worker.started", pid=self.pid)
+            except (WorkerError, OSError):
+                await self.stop()
 
     async def stop(self) -> None:
         """Tells it to stop and waits for its end, which its own grace time bounds."""
         if self._process is not None and self._process.returncode is None:
             self._process.terminate()
             await self._process.wait()
+            self._line.close()
 
 
 @asynccontextmanager

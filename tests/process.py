@@ -42,6 +42,15 @@ class ServerProcess:
         assert API_KEY not in text
         return [json.loads(line) for line in text.splitlines()]
 
+    async def logged(self, event: str, *run_ids: str) -> list[dict[str, Any]]:
+        """Those lines of the log, once there are some (for each of these runs, if any are named)."""
+        for _ in range(1000):
+            lines = [line for line in self.log if line["event"] == event]
+            if lines and set(run_ids) <= {line.get("run_id") for line in lines}:
+                return lines
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"not logged: {event} {run_ids}")
+
     @property
     def memory(self) -> int:
         """Bytes of memory in use."""

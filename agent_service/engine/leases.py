@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import structlog
+
 from agent_service.domain.run import Claim, Owner
 from agent_service.engine.store import RunStore
+
+log = structlog.get_logger()
 
 
 class Leases:
@@ -41,10 +45,18 @@ class Leases:
         held = self.held
         if held:
             for claim in await self._store.renew(held, self.owner.lease):
-                self._stop(claim)
+                self._end(claim)
 
     def check(self, tenant: str, run_id: str, epoch: int) -> None:
         """The run is seen to have this epoch: what is held with an earlier one was taken away."""
         for claim in tuple(self._held.get((tenant, run_id), ())):
             if claim.epoch < epoch:
-                self._stop(claim)
+                self._end(claim)
+
+    def _end(self, claim: Claim) -> None:
+        """Once only: a second cancellation would break into the first one's cleaning up."""
+        held = self._held.get((claim.tenant, claim.run_id), set())
+        if claim in held:
+            held.remove(claim)
+            log.info("run.taken_away", run_id=claim.run_id)
+            self._stop(claim)

@@ -55,11 +55,12 @@ class Upkeep:
         hub, store = self._runs.parts.hub, self._runs.parts.store
         if not hub.watched or not (await store.written_elsewhere() or self._again):
             return
-        self._again = False
+        self._again = True  # also if the question fails: the store tells of a change once
+        again = False
         for (tenant, run_id), standing in (await store.standing(hub.watched)).items():
             self._runs.leases.check(tenant, run_id, standing.epoch)
-            if hub.hear(tenant, run_id, standing.last_sequence):
-                self._again = True
+            again |= hub.hear(tenant, run_id, standing.last_sequence)
+        self._again = again
 
 
 async def _repeat(duty: Callable[[], Awaitable[None]], seconds: float) -> None:
