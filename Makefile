@@ -61,5 +61,6 @@ dev: ## install the development tools into .venv
 	@scripts/bootstrap.sh dev
 
 clean: ## remove everything that was installed or built
-	rm -rf .venv .tools build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .tools build dist examples/*/.venv examples/*/gen examples/*/dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf examples/*/node_modules examples/java/target examples/typescript/src/gen
 	find agent_service generated tests -name __pycache__ -type d -prune -exec rm -rf {} +

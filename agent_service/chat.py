@@ -99,7 +99,7 @@ class Chat:
         writing = ""
         for event in events:
             run_id = event.run_id
-            match event.WhichOneof("event"):
+            match event.WhichOneof("payload"):
                 case "run_accepted":
                     self.conversation = event.run_accepted.conversation_id
                 case "text_delta":

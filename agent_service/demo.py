@@ -120,7 +120,7 @@ class DemoClient:
         run_id, pieces = "", 0
         for event in events:
             run_id = event.run_id
-            match event.WhichOneof("event"):
+            match event.WhichOneof("payload"):
                 case "text_delta" | "tool_call_arguments_delta" | "reasoning_delta":
                     pieces += 1
                 case "message_stored":

@@ -60,7 +60,7 @@ async def resume(
 
 def messages_of(events: Iterable[events_pb2.RunEvent]) -> list[messages_pb2.Message]:
     """The whole messages among events."""
-    return [event.message_stored.message for event in events if event.WhichOneof("event") == "message_stored"]
+    return [event.message_stored.message for event in events if event.WhichOneof("payload") == "message_stored"]
 
 
 def story(events: Iterable[events_pb2.RunEvent]) -> list[str]:

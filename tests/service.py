@@ -151,13 +151,13 @@ def kinds(messages: Iterable[messages_pb2.Message]) -> list[str]:
 
 def event_kinds(events: Iterable[Any]) -> list[str]:
     """The kinds of events, in order."""
-    return [str(event.WhichOneof("event")) for event in events]
+    return [str(event.WhichOneof("payload")) for event in events]
 
 
 def durable(events: Iterable[Any]) -> list[bytes]:
     """The durable events among these, as bytes."""
     passing = ("text_delta", "reasoning_delta", "tool_call_arguments_delta", "heartbeat", "live")
-    return [e.SerializeToString(deterministic=True) for e in events if e.WhichOneof("event") not in passing]
+    return [e.SerializeToString(deterministic=True) for e in events if e.WhichOneof("payload") not in passing]
 
 
 @dataclass(frozen=True)

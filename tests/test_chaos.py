@@ -38,7 +38,7 @@ def test_a_killed_service_loses_and_doubles_nothing(attacked: Attack) -> None:
 def _run(evidence: Evidence, *kinds: str) -> str:
     """A run that is over and has events of these kinds."""
     for run_id, events in evidence.events.items():
-        if set(kinds) <= {event.WhichOneof("event") for event in events} and events[-1].run_stopped.final:
+        if set(kinds) <= {event.WhichOneof("payload") for event in events} and events[-1].run_stopped.final:
             return run_id
     raise LookupError(kinds)
 

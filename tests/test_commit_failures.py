@@ -97,7 +97,7 @@ async def arrived(client: Client) -> None:
 async def whole_log(client: Client, run_id: str = "run_1") -> list[str]:
     """The kinds of all events of a run that is over; their numbers have no gap."""
     events = await client.watch(run_id)
-    stored = [event for event in events if event.WhichOneof("event") != "live"]
+    stored = [event for event in events if event.WhichOneof("payload") != "live"]
     assert [event.sequence for event in stored] == list(range(1, len(stored) + 1))
     return event_kinds(stored)
 

@@ -20,13 +20,13 @@ from agentrpc.v1 import (
     events_pb2,
     inbox_service_pb2,
     inbox_service_pb2_grpc,
-    lists_pb2,
     messages_pb2,
     run_service_pb2,
     run_service_pb2_grpc,
     runs_pb2,
     server_service_pb2,
     server_service_pb2_grpc,
+    sort_order_pb2,
     tools_pb2,
 )
 from google.protobuf import descriptor_pb2
@@ -60,7 +60,7 @@ MODULES: tuple[Any, ...] = (
     errors_pb2,
     events_pb2,
     inbox_service_pb2,
-    lists_pb2,
+    sort_order_pb2,
     messages_pb2,
     run_service_pb2,
     runs_pb2,

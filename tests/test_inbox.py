@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from agentrpc.v1 import agent_service_pb2, inbox_service_pb2, lists_pb2, tools_pb2
+from agentrpc.v1 import agent_service_pb2, inbox_service_pb2, sort_order_pb2, tools_pb2
 
 from agent_service.tools import server_tool
 from tests.scripted_openai import calls, says
@@ -75,7 +75,7 @@ async def test_calls_of_all_runs_are_found_by_filters_that_must_all_hold(store: 
 
         oldest_first = [waiting.run_id for waiting in (await client.waiting()).calls]
         assert oldest_first == ["run-1", "run-1", "run-2", "run-2", "run-3"]
-        newest_first = await client.waiting(order=lists_pb2.SORT_ORDER_DESCENDING)
+        newest_first = await client.waiting(order=sort_order_pb2.SORT_ORDER_DESCENDING)
         assert [waiting.run_id for waiting in newest_first.calls] == oldest_first[::-1]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from agentrpc.v1 import agent_registry_service_pb2 as registry_pb
-from agentrpc.v1 import agent_service_pb2, lists_pb2, run_service_pb2, runs_pb2
+from agentrpc.v1 import agent_service_pb2, run_service_pb2, runs_pb2, sort_order_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from agent_service.engine.limits import Limits
@@ -19,7 +19,7 @@ from tests.service import SECRET, Client, kinds, lost_twice, refusal, returned, 
 pytestmark = pytest.mark.anyio
 
 CALL = calls(("get_secret_code", {"name": "Alice"}))
-ASCENDING, DESCENDING = lists_pb2.SORT_ORDER_ASCENDING, lists_pb2.SORT_ORDER_DESCENDING
+ASCENDING, DESCENDING = sort_order_pb2.SORT_ORDER_ASCENDING, sort_order_pb2.SORT_ORDER_DESCENDING
 gate = Gate()
 
 

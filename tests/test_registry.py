@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from agentrpc.v1 import agent_registry_service_pb2 as pb
-from agentrpc.v1 import agent_service_pb2, agents_pb2, lists_pb2, runs_pb2
+from agentrpc.v1 import agent_service_pb2, agents_pb2, runs_pb2, sort_order_pb2
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from agent_service.tools import server_tool
@@ -391,7 +391,7 @@ async def test_conversations_are_listed_by_labels_in_both_orders(store: str) -> 
 
         assert await pages() == [[began, "conv-2", "conv-1", "conv-0"]]
         assert await pages(page_size=3) == [[began, "conv-2", "conv-1"], ["conv-0"]]
-        ascending = lists_pb2.SORT_ORDER_ASCENDING
+        ascending = sort_order_pb2.SORT_ORDER_ASCENDING
         assert await pages(page_size=2, order=ascending) == [["conv-0", "conv-1"], ["conv-2", began]]
         assert await pages(labels={"team": "a"}) == [["conv-2", "conv-0"]]
         assert await pages(labels={"team": "a"}, page_size=1, order=ascending) == [["conv-0"], ["conv-2"]]

@@ -81,7 +81,7 @@ async def test_a_stream_ends_ok_with_its_one_run_stopped(
         assert run.error == events[-1].run_stopped.error
         watched = await client.watch(run.run_id, stop_at="STOP_AT_NEXT_STOP")
         assert durable(watched) == durable(events)
-        assert [event.sequence for event in events if event.WhichOneof("event") not in DELTAS] == list(
+        assert [event.sequence for event in events if event.WhichOneof("payload") not in DELTAS] == list(
             range(1, run.last_sequence + 1)
         )
 

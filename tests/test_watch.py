@@ -71,7 +71,7 @@ class Watcher:
 def fold(events: Iterable[events_pb2.RunEvent], parts: Parts) -> Parts:
     """Puts each delta at its offset, by message (and call)."""
     for event in events:
-        body = getattr(event, str(event.WhichOneof("event")))
+        body = getattr(event, str(event.WhichOneof("payload")))
         if isinstance(body, events_pb2.TextDelta | events_pb2.ReasoningDelta | events_pb2.ToolCallArgumentsDelta):
             key = (body.message_id, getattr(body, "index", -1))
             before = parts.get(key, "")

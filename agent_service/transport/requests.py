@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agentrpc.v1 import agent_service_pb2 as pb
-from agentrpc.v1 import lists_pb2, messages_pb2, tools_pb2
+from agentrpc.v1 import messages_pb2, sort_order_pb2, tools_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -135,9 +135,13 @@ class Reader:
 
     def order(self, number: int, *, descending: bool) -> bool:
         """Whether newest first is asked for; `descending` is the default."""
-        if number not in lists_pb2.SortOrder.values():
+        if number not in sort_order_pb2.SortOrder.values():
             self._add("order", f"{number} is not a value of SortOrder")
-        return descending if number == lists_pb2.SORT_ORDER_UNSPECIFIED else number == lists_pb2.SORT_ORDER_DESCENDING
+        return (
+            descending
+            if number == sort_order_pb2.SORT_ORDER_UNSPECIFIED
+            else number == sort_order_pb2.SORT_ORDER_DESCENDING
+        )
 
     def time(self, field: str, value: Timestamp, present: bool) -> int:
         """Unix nanoseconds; 0 when unset."""

@@ -77,9 +77,9 @@ def pending_calls(calls: Iterable[PendingCall]) -> list[tools_pb2.PendingToolCal
     ]
 
 
-def waiting_call(value: WaitingCall) -> inbox_service_pb2.WaitingToolCall:
+def waiting_call(value: WaitingCall) -> inbox_service_pb2.InboxToolCall:
     """A pending call and where it belongs."""
-    return inbox_service_pb2.WaitingToolCall(
+    return inbox_service_pb2.InboxToolCall(
         call=pending_calls([value.call])[0],
         run_id=value.run_id,
         conversation_id=value.conversation_id,

@@ -70,7 +70,7 @@ def follow(responses: Iterable[pb.StreamResponse | pb.StreamToolReturnsResponse]
     for response in responses:
         events.append(response.event)
         print(response.event.text_delta.text, end="", flush=True)
-    assert events[-1].WhichOneof("event") == "run_stopped"
+    assert events[-1].WhichOneof("payload") == "run_stopped"
     return events
 
 

@@ -110,7 +110,7 @@ class _Submitter:
         first = heard.events[0]
         if not first.HasField("tool_returns_accepted"):
             self._journal.find(
-                "receipts_come_first", f"{request.run_id}: a stream began with {first.WhichOneof('event')}"
+                "receipts_come_first", f"{request.run_id}: a stream began with {first.WhichOneof('payload')}"
             )
         self._accepted(calls, version, first.tool_returns_accepted.accepted_tool_call_ids)
 

@@ -73,7 +73,7 @@ async def _read_events(client: Client, run_id: str) -> list[events_pb2.RunEvent]
     async for response in call:
         if response.event.HasField("live"):
             break
-        if response.event.WhichOneof("event") not in PASSING:
+        if response.event.WhichOneof("payload") not in PASSING:
             events.append(response.event)
     call.cancel()
     return events

@@ -107,7 +107,7 @@ class Journal:
 
     def see(self, event: events_pb2.RunEvent) -> None:
         """An event of a stream."""
-        kind = event.WhichOneof("event")
+        kind = event.WhichOneof("payload")
         if kind in DELTAS:
             self.deltas.append(event)
         if kind in PASSING:

@@ -62,7 +62,7 @@ def deltas_are_pieces_of_their_messages(journal: Journal, evidence: Evidence) ->
     """A delta of a message that was stored is a piece of it, at its offset."""
     stored = {m.message_id: m for messages in evidence.messages.values() for m in messages}
     for event in journal.deltas:
-        delta: Any = getattr(event, str(event.WhichOneof("event")))
+        delta: Any = getattr(event, str(event.WhichOneof("payload")))
         message = stored.get(delta.message_id)
         if message is None:
             continue

@@ -128,11 +128,11 @@ class Line:
         stops = [event for event in heard.events if event.HasField("run_stopped")]
         good = heard.stop is not None and (heard.stop.final if whole else len(stops) == 1)
         if heard.events and not good:
-            kinds = [event.WhichOneof("event") for event in heard.events]
+            kinds = [event.WhichOneof("payload") for event in heard.events]
             self.journal.find("streams_end_with_their_stop", f"{heard.events[0].run_id}: one told {kinds}")
 
     def _check_order(self, heard: Heard) -> None:
-        numbers = [event.sequence for event in heard.events if event.WhichOneof("event") not in PASSING]
+        numbers = [event.sequence for event in heard.events if event.WhichOneof("payload") not in PASSING]
         if numbers and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
             self.journal.find("streams_have_no_gap", f"{heard.events[0].run_id}: one had the numbers {numbers}")
 

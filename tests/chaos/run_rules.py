@@ -35,7 +35,7 @@ def numbers_have_no_gap(_: Journal, evidence: Evidence) -> Iterator[str]:
 def runs_begin_and_end_once(_: Journal, evidence: Evidence) -> Iterator[str]:
     """RunAccepted is first and only once; a final RunStopped is there exactly when the run is over, once, and last."""
     for run_id, events in evidence.events.items():
-        kinds = [event.WhichOneof("event") for event in events]
+        kinds = [event.WhichOneof("payload") for event in events]
         if kinds[:1] != ["run_accepted"] or kinds.count("run_accepted") != 1:
             yield f"{run_id} has the events {kinds}"
         finals = [event.sequence for event in events if event.run_stopped.final]

@@ -41,18 +41,18 @@ export async function follow(stream: ClientReadableStream<{ event: RunEvent | un
   const seen = { runId: "", text: "", accepted: undefined as RunAccepted | undefined };
   let stopped: RunStopped | undefined;
   for await (const response of stream) {
-    const { runId, event } = response.event as RunEvent;
+    const { runId, payload } = response.event as RunEvent;
     seen.runId = runId;
-    switch (event?.$case) {
+    switch (payload?.$case) {
       case "runAccepted":
-        seen.accepted = event.value;
+        seen.accepted = payload.value;
         break;
       case "textDelta":
-        seen.text += event.value.text;
-        process.stdout.write(event.value.text);
+        seen.text += payload.value.text;
+        process.stdout.write(payload.value.text);
         break;
       case "runStopped":
-        stopped = event.value;
+        stopped = payload.value;
         break;
     }
   }

@@ -23,67 +23,67 @@ _sym_db = _symbol_database.Default()
 
 
 from agentrpc.v1 import agents_pb2 as agentrpc_dot_v1_dot_agents__pb2
-from agentrpc.v1 import lists_pb2 as agentrpc_dot_v1_dot_lists__pb2
 from agentrpc.v1 import messages_pb2 as agentrpc_dot_v1_dot_messages__pb2
+from agentrpc.v1 import sort_order_pb2 as agentrpc_dot_v1_dot_sort__order__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(agentrpc/v1/agent_registry_service.proto\x12\x0b\x61gentrpc.v1\x1a\x18\x61gentrpc/v1/agents.proto\x1a\x17\x61gentrpc/v1/lists.proto\x1a\x1a\x61gentrpc/v1/messages.proto\x1a google/protobuf/field_mask.proto\"7\n\x12\x43reateAgentRequest\x12!\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.agentrpc.v1.Agent\"8\n\x13\x43reateAgentResponse\x12!\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.agentrpc.v1.Agent\"#\n\x0fGetAgentRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"5\n\x10GetAgentResponse\x12!\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.agentrpc.v1.Agent\":\n\x11ListAgentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Q\n\x12ListAgentsResponse\x12\"\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x12.agentrpc.v1.Agent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"h\n\x12UpdateAgentRequest\x12!\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.agentrpc.v1.Agent\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"8\n\x13UpdateAgentResponse\x12!\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.agentrpc.v1.Agent\"4\n\x12\x44\x65leteAgentRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x15\n\x13\x44\x65leteAgentResponse\"\xa7\x01\n\x19\x43reateConversationRequest\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x42\n\x06labels\x18\x02 \x03(\x0b\x32\x32.agentrpc.v1.CreateConversationRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"M\n\x1a\x43reateConversationResponse\x12/\n\x0c\x63onversation\x18\x01 \x01(\x0b\x32\x19.agentrpc.v1.Conversation\"1\n\x16GetConversationRequest\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\"J\n\x17GetConversationResponse\x12/\n\x0c\x63onversation\x18\x01 \x01(\x0b\x32\x19.agentrpc.v1.Conversation\"\xda\x01\n\x18ListConversationsRequest\x12\x41\n\x06labels\x18\x01 \x03(\x0b\x32\x31.agentrpc.v1.ListConversationsRequest.LabelsEntry\x12%\n\x05order\x18\x02 \x01(\x0e\x32\x16.agentrpc.v1.SortOrder\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"f\n\x19ListConversationsResponse\x12\x30\n\rconversations\x18\x01 \x03(\x0b\x32\x19.agentrpc.v1.Conversation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"4\n\x19\x44\x65leteConversationRequest\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\"\x1c\n\x1a\x44\x65leteConversationResponse\"\x8c\x01\n\x13ListMessagesRequest\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12%\n\x05order\x18\x05 \x01(\x0e\x32\x16.agentrpc.v1.SortOrder\"W\n\x14ListMessagesResponse\x12&\n\x08messages\x18\x01 \x03(\x0b\x32\x14.agentrpc.v1.Message\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x89\x07\n\x14\x41gentRegistryService\x12P\n\x0b\x43reateAgent\x12\x1f.agentrpc.v1.CreateAgentRequest\x1a .agentrpc.v1.CreateAgentResponse\x12G\n\x08GetAgent\x12\x1c.agentrpc.v1.GetAgentRequest\x1a\x1d.agentrpc.v1.GetAgentResponse\x12M\n\nListAgents\x12\x1e.agentrpc.v1.ListAgentsRequest\x1a\x1f.agentrpc.v1.ListAgentsResponse\x12P\n\x0bUpdateAgent\x12\x1f.agentrpc.v1.UpdateAgentRequest\x1a .agentrpc.v1.UpdateAgentResponse\x12P\n\x0b\x44\x65leteAgent\x12\x1f.agentrpc.v1.DeleteAgentRequest\x1a .agentrpc.v1.DeleteAgentResponse\x12\x65\n\x12\x43reateConversation\x12&.agentrpc.v1.CreateConversationRequest\x1a\'.agentrpc.v1.CreateConversationResponse\x12\\\n\x0fGetConversation\x12#.agentrpc.v1.GetConversationRequest\x1a$.agentrpc.v1.GetConversationResponse\x12\x62\n\x11ListConversations\x12%.agentrpc.v1.ListConversationsRequest\x1a&.agentrpc.v1.ListConversationsResponse\x12\x65\n\x12\x44\x65leteConversation\x12&.agentrpc.v1.DeleteConversationRequest\x1a\'.agentrpc.v1.DeleteConversationResponse\x12S\n\x0cListMessages\x12 .agentrpc.v1.ListMessagesRequest\x1a!.agentrpc.v1.ListMessagesResponseBd\n\x0f\x63om.agentrpc.v1P\x01ZAgithub.com/agent-service/agent-service/gen/agentrpc/v1;agentrpcv1\xaa\x02\x0b\x41gentRpc.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(agentrpc/v1/agent_registry_service.proto\x12\x0b\x61gentrpc.v1\x1a\x18\x61gentrpc/v1/agents.proto\x1a\x1a\x61gentrpc/v1/messages.proto\x1a\x1c\x61gentrpc/v1/sort_order.proto\x1a google/protobuf/field_mask.proto\"7\n\x12\x43reateAgentRequest\x12!\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.agentrpc.v1.Agent\"8\n\x13\x43reateAgentResponse\x12!\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.agentrpc.v1.Agent\"#\n\x0fGetAgentRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"5\n\x10GetAgentResponse\x12!\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.agentrpc.v1.Agent\":\n\x11ListAgentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Q\n\x12ListAgentsResponse\x12\"\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x12.agentrpc.v1.Agent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"h\n\x12UpdateAgentRequest\x12!\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.agentrpc.v1.Agent\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"8\n\x13UpdateAgentResponse\x12!\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.agentrpc.v1.Agent\"4\n\x12\x44\x65leteAgentRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x15\n\x13\x44\x65leteAgentResponse\"\xa7\x01\n\x19\x43reateConversationRequest\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x42\n\x06labels\x18\x02 \x03(\x0b\x32\x32.agentrpc.v1.CreateConversationRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"M\n\x1a\x43reateConversationResponse\x12/\n\x0c\x63onversation\x18\x01 \x01(\x0b\x32\x19.agentrpc.v1.Conversation\"1\n\x16GetConversationRequest\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\"J\n\x17GetConversationResponse\x12/\n\x0c\x63onversation\x18\x01 \x01(\x0b\x32\x19.agentrpc.v1.Conversation\"\xda\x01\n\x18ListConversationsRequest\x12\x41\n\x06labels\x18\x01 \x03(\x0b\x32\x31.agentrpc.v1.ListConversationsRequest.LabelsEntry\x12%\n\x05order\x18\x02 \x01(\x0e\x32\x16.agentrpc.v1.SortOrder\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"f\n\x19ListConversationsResponse\x12\x30\n\rconversations\x18\x01 \x03(\x0b\x32\x19.agentrpc.v1.Conversation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"4\n\x19\x44\x65leteConversationRequest\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\"\x1c\n\x1a\x44\x65leteConversationResponse\"\x8c\x01\n\x13ListMessagesRequest\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12%\n\x05order\x18\x05 \x01(\x0e\x32\x16.agentrpc.v1.SortOrder\"W\n\x14ListMessagesResponse\x12&\n\x08messages\x18\x01 \x03(\x0b\x32\x14.agentrpc.v1.Message\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x89\x07\n\x14\x41gentRegistryService\x12P\n\x0b\x43reateAgent\x12\x1f.agentrpc.v1.CreateAgentRequest\x1a .agentrpc.v1.CreateAgentResponse\x12G\n\x08GetAgent\x12\x1c.agentrpc.v1.GetAgentRequest\x1a\x1d.agentrpc.v1.GetAgentResponse\x12M\n\nListAgents\x12\x1e.agentrpc.v1.ListAgentsRequest\x1a\x1f.agentrpc.v1.ListAgentsResponse\x12P\n\x0bUpdateAgent\x12\x1f.agentrpc.v1.UpdateAgentRequest\x1a .agentrpc.v1.UpdateAgentResponse\x12P\n\x0b\x44\x65leteAgent\x12\x1f.agentrpc.v1.DeleteAgentRequest\x1a .agentrpc.v1.DeleteAgentResponse\x12\x65\n\x12\x43reateConversation\x12&.agentrpc.v1.CreateConversationRequest\x1a\'.agentrpc.v1.CreateConversationResponse\x12\\\n\x0fGetConversation\x12#.agentrpc.v1.GetConversationRequest\x1a$.agentrpc.v1.GetConversationResponse\x12\x62\n\x11ListConversations\x12%.agentrpc.v1.ListConversationsRequest\x1a&.agentrpc.v1.ListConversationsResponse\x12\x65\n\x12\x44\x65leteConversation\x12&.agentrpc.v1.DeleteConversationRequest\x1a\'.agentrpc.v1.DeleteConversationResponse\x12S\n\x0cListMessages\x12 .agentrpc.v1.ListMessagesRequest\x1a!.agentrpc.v1.ListMessagesResponseBT\n\x0f\x63om.agentrpc.v1B\x19\x41gentRegistryServiceProtoP\x01Z\x16\x61gentrpc/v1;agentrpcv1\xaa\x02\x0b\x41gentRpc.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'agentrpc.v1.agent_registry_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
-  _globals['DESCRIPTOR']._serialized_options = b'\n\017com.agentrpc.v1P\001ZAgithub.com/agent-service/agent-service/gen/agentrpc/v1;agentrpcv1\252\002\013AgentRpc.V1'
+  _globals['DESCRIPTOR']._serialized_options = b'\n\017com.agentrpc.v1B\031AgentRegistryServiceProtoP\001Z\026agentrpc/v1;agentrpcv1\252\002\013AgentRpc.V1'
   _globals['_CREATECONVERSATIONREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_CREATECONVERSATIONREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_LISTCONVERSATIONSREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_LISTCONVERSATIONSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_CREATEAGENTREQUEST']._serialized_start=170
-  _globals['_CREATEAGENTREQUEST']._serialized_end=225
-  _globals['_CREATEAGENTRESPONSE']._serialized_start=227
-  _globals['_CREATEAGENTRESPONSE']._serialized_end=283
-  _globals['_GETAGENTREQUEST']._serialized_start=285
-  _globals['_GETAGENTREQUEST']._serialized_end=320
-  _globals['_GETAGENTRESPONSE']._serialized_start=322
-  _globals['_GETAGENTRESPONSE']._serialized_end=375
-  _globals['_LISTAGENTSREQUEST']._serialized_start=377
-  _globals['_LISTAGENTSREQUEST']._serialized_end=435
-  _globals['_LISTAGENTSRESPONSE']._serialized_start=437
-  _globals['_LISTAGENTSRESPONSE']._serialized_end=518
-  _globals['_UPDATEAGENTREQUEST']._serialized_start=520
-  _globals['_UPDATEAGENTREQUEST']._serialized_end=624
-  _globals['_UPDATEAGENTRESPONSE']._serialized_start=626
-  _globals['_UPDATEAGENTRESPONSE']._serialized_end=682
-  _globals['_DELETEAGENTREQUEST']._serialized_start=684
-  _globals['_DELETEAGENTREQUEST']._serialized_end=736
-  _globals['_DELETEAGENTRESPONSE']._serialized_start=738
-  _globals['_DELETEAGENTRESPONSE']._serialized_end=759
-  _globals['_CREATECONVERSATIONREQUEST']._serialized_start=762
-  _globals['_CREATECONVERSATIONREQUEST']._serialized_end=929
-  _globals['_CREATECONVERSATIONREQUEST_LABELSENTRY']._serialized_start=884
-  _globals['_CREATECONVERSATIONREQUEST_LABELSENTRY']._serialized_end=929
-  _globals['_CREATECONVERSATIONRESPONSE']._serialized_start=931
-  _globals['_CREATECONVERSATIONRESPONSE']._serialized_end=1008
-  _globals['_GETCONVERSATIONREQUEST']._serialized_start=1010
-  _globals['_GETCONVERSATIONREQUEST']._serialized_end=1059
-  _globals['_GETCONVERSATIONRESPONSE']._serialized_start=1061
-  _globals['_GETCONVERSATIONRESPONSE']._serialized_end=1135
-  _globals['_LISTCONVERSATIONSREQUEST']._serialized_start=1138
-  _globals['_LISTCONVERSATIONSREQUEST']._serialized_end=1356
-  _globals['_LISTCONVERSATIONSREQUEST_LABELSENTRY']._serialized_start=884
-  _globals['_LISTCONVERSATIONSREQUEST_LABELSENTRY']._serialized_end=929
-  _globals['_LISTCONVERSATIONSRESPONSE']._serialized_start=1358
-  _globals['_LISTCONVERSATIONSRESPONSE']._serialized_end=1460
-  _globals['_DELETECONVERSATIONREQUEST']._serialized_start=1462
-  _globals['_DELETECONVERSATIONREQUEST']._serialized_end=1514
-  _globals['_DELETECONVERSATIONRESPONSE']._serialized_start=1516
-  _globals['_DELETECONVERSATIONRESPONSE']._serialized_end=1544
-  _globals['_LISTMESSAGESREQUEST']._serialized_start=1547
-  _globals['_LISTMESSAGESREQUEST']._serialized_end=1687
-  _globals['_LISTMESSAGESRESPONSE']._serialized_start=1689
-  _globals['_LISTMESSAGESRESPONSE']._serialized_end=1776
-  _globals['_AGENTREGISTRYSERVICE']._serialized_start=1779
-  _globals['_AGENTREGISTRYSERVICE']._serialized_end=2684
+  _globals['_CREATEAGENTREQUEST']._serialized_start=175
+  _globals['_CREATEAGENTREQUEST']._serialized_end=230
+  _globals['_CREATEAGENTRESPONSE']._serialized_start=232
+  _globals['_CREATEAGENTRESPONSE']._serialized_end=288
+  _globals['_GETAGENTREQUEST']._serialized_start=290
+  _globals['_GETAGENTREQUEST']._serialized_end=325
+  _globals['_GETAGENTRESPONSE']._serialized_start=327
+  _globals['_GETAGENTRESPONSE']._serialized_end=380
+  _globals['_LISTAGENTSREQUEST']._serialized_start=382
+  _globals['_LISTAGENTSREQUEST']._serialized_end=440
+  _globals['_LISTAGENTSRESPONSE']._serialized_start=442
+  _globals['_LISTAGENTSRESPONSE']._serialized_end=523
+  _globals['_UPDATEAGENTREQUEST']._serialized_start=525
+  _globals['_UPDATEAGENTREQUEST']._serialized_end=629
+  _globals['_UPDATEAGENTRESPONSE']._serialized_start=631
+  _globals['_UPDATEAGENTRESPONSE']._serialized_end=687
+  _globals['_DELETEAGENTREQUEST']._serialized_start=689
+  _globals['_DELETEAGENTREQUEST']._serialized_end=741
+  _globals['_DELETEAGENTRESPONSE']._serialized_start=743
+  _globals['_DELETEAGENTRESPONSE']._serialized_end=764
+  _globals['_CREATECONVERSATIONREQUEST']._serialized_start=767
+  _globals['_CREATECONVERSATIONREQUEST']._serialized_end=934
+  _globals['_CREATECONVERSATIONREQUEST_LABELSENTRY']._serialized_start=889
+  _globals['_CREATECONVERSATIONREQUEST_LABELSENTRY']._serialized_end=934
+  _globals['_CREATECONVERSATIONRESPONSE']._serialized_start=936
+  _globals['_CREATECONVERSATIONRESPONSE']._serialized_end=1013
+  _globals['_GETCONVERSATIONREQUEST']._serialized_start=1015
+  _globals['_GETCONVERSATIONREQUEST']._serialized_end=1064
+  _globals['_GETCONVERSATIONRESPONSE']._serialized_start=1066
+  _globals['_GETCONVERSATIONRESPONSE']._serialized_end=1140
+  _globals['_LISTCONVERSATIONSREQUEST']._serialized_start=1143
+  _globals['_LISTCONVERSATIONSREQUEST']._serialized_end=1361
+  _globals['_LISTCONVERSATIONSREQUEST_LABELSENTRY']._serialized_start=889
+  _globals['_LISTCONVERSATIONSREQUEST_LABELSENTRY']._serialized_end=934
+  _globals['_LISTCONVERSATIONSRESPONSE']._serialized_start=1363
+  _globals['_LISTCONVERSATIONSRESPONSE']._serialized_end=1465
+  _globals['_DELETECONVERSATIONREQUEST']._serialized_start=1467
+  _globals['_DELETECONVERSATIONREQUEST']._serialized_end=1519
+  _globals['_DELETECONVERSATIONRESPONSE']._serialized_start=1521
+  _globals['_DELETECONVERSATIONRESPONSE']._serialized_end=1549
+  _globals['_LISTMESSAGESREQUEST']._serialized_start=1552
+  _globals['_LISTMESSAGESREQUEST']._serialized_end=1692
+  _globals['_LISTMESSAGESRESPONSE']._serialized_start=1694
+  _globals['_LISTMESSAGESRESPONSE']._serialized_end=1781
+  _globals['_AGENTREGISTRYSERVICE']._serialized_start=1784
+  _globals['_AGENTREGISTRYSERVICE']._serialized_end=2689
 # @@protoc_insertion_point(module_scope)

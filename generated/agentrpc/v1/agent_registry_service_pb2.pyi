@@ -4,8 +4,8 @@ isort:skip_file
 """
 
 from agentrpc.v1 import agents_pb2 as _agents_pb2
-from agentrpc.v1 import lists_pb2 as _lists_pb2
 from agentrpc.v1 import messages_pb2 as _messages_pb2
+from agentrpc.v1 import sort_order_pb2 as _sort_order_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
@@ -417,7 +417,7 @@ class ListConversationsRequest(_message.Message):
     ORDER_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    order: _lists_pb2.SortOrder.ValueType
+    order: _sort_order_pb2.SortOrder.ValueType
     """By time of creation; unset means SORT_ORDER_DESCENDING, the newest first."""
     page_size: _builtins.int
     """At most this many; 0 means 100, more than 1000 is refused."""
@@ -431,7 +431,7 @@ class ListConversationsRequest(_message.Message):
         self,
         *,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-        order: _lists_pb2.SortOrder.ValueType = ...,
+        order: _sort_order_pb2.SortOrder.ValueType = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
     ) -> None: ...
@@ -529,7 +529,7 @@ class ListMessagesRequest(_message.Message):
     """From the answer before, with the same filters; empty means from the beginning."""
     run_id: _builtins.str
     """Only the messages of this run, which must be one of the conversation if that is named, too."""
-    order: _lists_pb2.SortOrder.ValueType
+    order: _sort_order_pb2.SortOrder.ValueType
     """By position; unset means SORT_ORDER_ASCENDING, the oldest first."""
     def __init__(
         self,
@@ -538,7 +538,7 @@ class ListMessagesRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         run_id: _builtins.str = ...,
-        order: _lists_pb2.SortOrder.ValueType = ...,
+        order: _sort_order_pb2.SortOrder.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

@@ -24,14 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61gentrpc/v1/content.proto\x12\x0b\x61gentrpc.v1\"(\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\n \x01(\tH\x00\x42\t\n\x07\x63ontentBd\n\x0f\x63om.agentrpc.v1P\x01ZAgithub.com/agent-service/agent-service/gen/agentrpc/v1;agentrpcv1\xaa\x02\x0b\x41gentRpc.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61gentrpc/v1/content.proto\x12\x0b\x61gentrpc.v1\"(\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\n \x01(\tH\x00\x42\t\n\x07\x63ontentBG\n\x0f\x63om.agentrpc.v1B\x0c\x43ontentProtoP\x01Z\x16\x61gentrpc/v1;agentrpcv1\xaa\x02\x0b\x41gentRpc.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'agentrpc.v1.content_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
-  _globals['DESCRIPTOR']._serialized_options = b'\n\017com.agentrpc.v1P\001ZAgithub.com/agent-service/agent-service/gen/agentrpc/v1;agentrpcv1\252\002\013AgentRpc.V1'
+  _globals['DESCRIPTOR']._serialized_options = b'\n\017com.agentrpc.v1B\014ContentProtoP\001Z\026agentrpc/v1;agentrpcv1\252\002\013AgentRpc.V1'
   _globals['_CONTENTPART']._serialized_start=42
   _globals['_CONTENTPART']._serialized_end=82
 # @@protoc_insertion_point(module_scope)

@@ -165,13 +165,13 @@ class RunEvent(_message.Message):
         live: Global___Live | None = ...,
         run_stopped: Global___RunStopped | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "event", b"event", "heartbeat", b"heartbeat", "live", b"live", "message_stored", b"message_stored", "reasoning_delta", b"reasoning_delta", "run_accepted", b"run_accepted", "run_resumed", b"run_resumed", "run_started", b"run_started", "run_stopped", b"run_stopped", "step_restarted", b"step_restarted", "text_delta", b"text_delta", "tool_call_arguments_delta", b"tool_call_arguments_delta", "tool_returns_accepted", b"tool_returns_accepted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "heartbeat", b"heartbeat", "live", b"live", "message_stored", b"message_stored", "payload", b"payload", "reasoning_delta", b"reasoning_delta", "run_accepted", b"run_accepted", "run_resumed", b"run_resumed", "run_started", b"run_started", "run_stopped", b"run_stopped", "step_restarted", b"step_restarted", "text_delta", b"text_delta", "tool_call_arguments_delta", b"tool_call_arguments_delta", "tool_returns_accepted", b"tool_returns_accepted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "event", b"event", "heartbeat", b"heartbeat", "live", b"live", "message_stored", b"message_stored", "reasoning_delta", b"reasoning_delta", "run_accepted", b"run_accepted", "run_id", b"run_id", "run_resumed", b"run_resumed", "run_started", b"run_started", "run_stopped", b"run_stopped", "sequence", b"sequence", "step_id", b"step_id", "step_restarted", b"step_restarted", "text_delta", b"text_delta", "tool_call_arguments_delta", b"tool_call_arguments_delta", "tool_returns_accepted", b"tool_returns_accepted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "heartbeat", b"heartbeat", "live", b"live", "message_stored", b"message_stored", "payload", b"payload", "reasoning_delta", b"reasoning_delta", "run_accepted", b"run_accepted", "run_id", b"run_id", "run_resumed", b"run_resumed", "run_started", b"run_started", "run_stopped", b"run_stopped", "sequence", b"sequence", "step_id", b"step_id", "step_restarted", b"step_restarted", "text_delta", b"text_delta", "tool_call_arguments_delta", b"tool_call_arguments_delta", "tool_returns_accepted", b"tool_returns_accepted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["run_accepted", "run_started", "run_resumed", "text_delta", "reasoning_delta", "tool_call_arguments_delta", "message_stored", "tool_returns_accepted", "step_restarted", "heartbeat", "live", "run_stopped"]  # noqa: Y015
-    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["run_accepted", "run_started", "run_resumed", "text_delta", "reasoning_delta", "tool_call_arguments_delta", "message_stored", "tool_returns_accepted", "step_restarted", "heartbeat", "live", "run_stopped"]  # noqa: Y015
+    _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
 Global___RunEvent: _TypeAlias = RunEvent  # noqa: Y015
 

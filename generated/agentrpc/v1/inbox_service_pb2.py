@@ -22,25 +22,25 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from agentrpc.v1 import lists_pb2 as agentrpc_dot_v1_dot_lists__pb2
+from agentrpc.v1 import sort_order_pb2 as agentrpc_dot_v1_dot_sort__order__pb2
 from agentrpc.v1 import tools_pb2 as agentrpc_dot_v1_dot_tools__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61gentrpc/v1/inbox_service.proto\x12\x0b\x61gentrpc.v1\x1a\x17\x61gentrpc/v1/lists.proto\x1a\x17\x61gentrpc/v1/tools.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd1\x01\n\x1bListPendingToolCallsRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12\x11\n\ttool_name\x18\x03 \x01(\t\x12&\n\x04kind\x18\x04 \x01(\x0e\x32\x18.agentrpc.v1.PendingKind\x12%\n\x05order\x18\x05 \x01(\x0e\x32\x16.agentrpc.v1.SortOrder\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\"d\n\x1cListPendingToolCallsResponse\x12+\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x1c.agentrpc.v1.WaitingToolCall\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xaa\x01\n\x0fWaitingToolCall\x12*\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x1c.agentrpc.v1.PendingToolCall\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x03 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x04 \x01(\t\x12\x30\n\x0cpending_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2{\n\x0cInboxService\x12k\n\x14ListPendingToolCalls\x12(.agentrpc.v1.ListPendingToolCallsRequest\x1a).agentrpc.v1.ListPendingToolCallsResponseBd\n\x0f\x63om.agentrpc.v1P\x01ZAgithub.com/agent-service/agent-service/gen/agentrpc/v1;agentrpcv1\xaa\x02\x0b\x41gentRpc.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61gentrpc/v1/inbox_service.proto\x12\x0b\x61gentrpc.v1\x1a\x1c\x61gentrpc/v1/sort_order.proto\x1a\x17\x61gentrpc/v1/tools.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd1\x01\n\x1bListPendingToolCallsRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12\x11\n\ttool_name\x18\x03 \x01(\t\x12&\n\x04kind\x18\x04 \x01(\x0e\x32\x18.agentrpc.v1.PendingKind\x12%\n\x05order\x18\x05 \x01(\x0e\x32\x16.agentrpc.v1.SortOrder\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\"b\n\x1cListPendingToolCallsResponse\x12)\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x1a.agentrpc.v1.InboxToolCall\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa8\x01\n\rInboxToolCall\x12*\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x1c.agentrpc.v1.PendingToolCall\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x03 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x04 \x01(\t\x12\x30\n\x0cpending_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2{\n\x0cInboxService\x12k\n\x14ListPendingToolCalls\x12(.agentrpc.v1.ListPendingToolCallsRequest\x1a).agentrpc.v1.ListPendingToolCallsResponseBL\n\x0f\x63om.agentrpc.v1B\x11InboxServiceProtoP\x01Z\x16\x61gentrpc/v1;agentrpcv1\xaa\x02\x0b\x41gentRpc.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'agentrpc.v1.inbox_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
-  _globals['DESCRIPTOR']._serialized_options = b'\n\017com.agentrpc.v1P\001ZAgithub.com/agent-service/agent-service/gen/agentrpc/v1;agentrpcv1\252\002\013AgentRpc.V1'
-  _globals['_LISTPENDINGTOOLCALLSREQUEST']._serialized_start=132
-  _globals['_LISTPENDINGTOOLCALLSREQUEST']._serialized_end=341
-  _globals['_LISTPENDINGTOOLCALLSRESPONSE']._serialized_start=343
-  _globals['_LISTPENDINGTOOLCALLSRESPONSE']._serialized_end=443
-  _globals['_WAITINGTOOLCALL']._serialized_start=446
-  _globals['_WAITINGTOOLCALL']._serialized_end=616
-  _globals['_INBOXSERVICE']._serialized_start=618
-  _globals['_INBOXSERVICE']._serialized_end=741
+  _globals['DESCRIPTOR']._serialized_options = b'\n\017com.agentrpc.v1B\021InboxServiceProtoP\001Z\026agentrpc/v1;agentrpcv1\252\002\013AgentRpc.V1'
+  _globals['_LISTPENDINGTOOLCALLSREQUEST']._serialized_start=137
+  _globals['_LISTPENDINGTOOLCALLSREQUEST']._serialized_end=346
+  _globals['_LISTPENDINGTOOLCALLSRESPONSE']._serialized_start=348
+  _globals['_LISTPENDINGTOOLCALLSRESPONSE']._serialized_end=446
+  _globals['_INBOXTOOLCALL']._serialized_start=449
+  _globals['_INBOXTOOLCALL']._serialized_end=617
+  _globals['_INBOXSERVICE']._serialized_start=619
+  _globals['_INBOXSERVICE']._serialized_end=742
 # @@protoc_insertion_point(module_scope)

@@ -3,7 +3,7 @@
 isort:skip_file
 """
 
-from agentrpc.v1 import lists_pb2 as _lists_pb2
+from agentrpc.v1 import sort_order_pb2 as _sort_order_pb2
 from agentrpc.v1 import tools_pb2 as _tools_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -42,7 +42,7 @@ class ListPendingToolCallsRequest(_message.Message):
     """Of this tool."""
     kind: _tools_pb2.PendingKind.ValueType
     """Of this kind; unset means both."""
-    order: _lists_pb2.SortOrder.ValueType
+    order: _sort_order_pb2.SortOrder.ValueType
     """By the time since when they wait; unset means SORT_ORDER_ASCENDING, the oldest first."""
     page_size: _builtins.int
     """At most this many; 0 means 100, more than 1000 is refused."""
@@ -55,7 +55,7 @@ class ListPendingToolCallsRequest(_message.Message):
         conversation_id: _builtins.str = ...,
         tool_name: _builtins.str = ...,
         kind: _tools_pb2.PendingKind.ValueType = ...,
-        order: _lists_pb2.SortOrder.ValueType = ...,
+        order: _sort_order_pb2.SortOrder.ValueType = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
     ) -> None: ...
@@ -78,13 +78,13 @@ class ListPendingToolCallsResponse(_message.Message):
     next_page_token: _builtins.str
     """For the next page; empty when this is the last one."""
     @_builtins.property
-    def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___WaitingToolCall]:
+    def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___InboxToolCall]:
         """The calls."""
 
     def __init__(
         self,
         *,
-        calls: _abc.Iterable[Global___WaitingToolCall] | None = ...,
+        calls: _abc.Iterable[Global___InboxToolCall] | None = ...,
         next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -96,7 +96,7 @@ class ListPendingToolCallsResponse(_message.Message):
 Global___ListPendingToolCallsResponse: _TypeAlias = ListPendingToolCallsResponse  # noqa: Y015
 
 @_typing.final
-class WaitingToolCall(_message.Message):
+class InboxToolCall(_message.Message):
     """A call that waits, and where it belongs."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -135,4 +135,4 @@ class WaitingToolCall(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___WaitingToolCall: _TypeAlias = WaitingToolCall  # noqa: Y015
+Global___InboxToolCall: _TypeAlias = InboxToolCall  # noqa: Y015

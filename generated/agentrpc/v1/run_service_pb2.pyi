@@ -4,9 +4,9 @@ isort:skip_file
 """
 
 from agentrpc.v1 import events_pb2 as _events_pb2
-from agentrpc.v1 import lists_pb2 as _lists_pb2
 from agentrpc.v1 import messages_pb2 as _messages_pb2
 from agentrpc.v1 import runs_pb2 as _runs_pb2
+from agentrpc.v1 import sort_order_pb2 as _sort_order_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -205,7 +205,7 @@ class ListRunsRequest(_message.Message):
     """Of this agent."""
     conversation_id: _builtins.str
     """Of this conversation."""
-    order: _lists_pb2.SortOrder.ValueType
+    order: _sort_order_pb2.SortOrder.ValueType
     """By time of start; unset means SORT_ORDER_DESCENDING, the newest first."""
     page_size: _builtins.int
     """At most this many; 0 means 100, more than 1000 is refused."""
@@ -236,7 +236,7 @@ class ListRunsRequest(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         create_time_from: _timestamp_pb2.Timestamp | None = ...,
         create_time_before: _timestamp_pb2.Timestamp | None = ...,
-        order: _lists_pb2.SortOrder.ValueType = ...,
+        order: _sort_order_pb2.SortOrder.ValueType = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
     ) -> None: ...

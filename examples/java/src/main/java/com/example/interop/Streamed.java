@@ -16,7 +16,7 @@ record Streamed(String runId, String conversationId, String text, RunStopped sto
     while (responses.hasNext()) {
       var next = event.apply(responses.next());
       runId = next.getRunId();
-      switch (next.getEventCase()) {
+      switch (next.getPayloadCase()) {
         case RUN_ACCEPTED -> conversationId = next.getRunAccepted().getConversationId();
         case TEXT_DELTA -> {
           text.append(next.getTextDelta().getText());
