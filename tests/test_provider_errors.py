@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from agentrpc.v1 import agent_service_pb2 as pb
-from agentrpc.v1 import errors_pb2, runs_pb2
+from agentrpc.v1 import errors_pb2, runs_pb2, tools_pb2
 
 from tests.scripted_openai import (
     Reply,
@@ -66,8 +66,12 @@ FAILURES = {
     ),
     "gateway page": down(fails(502, body="<html>Bad gateway</html>"), says="answered 502", http_status=502),
     "silent before the answer": down(silent(before_headers=True), says="no answer from", settings=IMPATIENT),
-    "silent before the first token": down(silent(), says="broke the answer off", settings=IMPATIENT),
-    "breaks off before the first token": down(breaks_off(after=0), says="broke the answer off"),
+    "silent each time before the first token": down(
+        *[silent()] * 3, says="broke the answer off", attempts=3, settings=IMPATIENT
+    ),
+    "breaks off each time before the first token": down(
+        *[breaks_off(after=0)] * 3, says="broke the answer off", attempts=3
+    ),
     "ends each time without finish reason": down(
         *[breaks_off(after=2, politely=True)] * 3, says="broke the answer off", attempts=3
     ),
@@ -91,6 +95,13 @@ FAILURES = {
         "LLM_INSUFFICIENT_CREDITS",
         QUOTA,
         http_status=429,
+        stop_reason="INSUFFICIENT_CREDITS",
+        retryable=True,
+    ),
+    "no credit, told in the stream": Failure(
+        [error_in_stream(QUOTA, code="insufficient_quota")],
+        "LLM_INSUFFICIENT_CREDITS",
+        QUOTA,
         stop_reason="INSUFFICIENT_CREDITS",
         retryable=True,
     ),
@@ -165,6 +176,17 @@ async def test_calls_of_an_answer_that_broke_off_are_not_made(store: str) -> Non
     broken = breaks_off(calls(("get_secret_code", {"name": "Bob"})), after=2)
     async with scripted([broken, calls(("get_secret_code", {"name": "Alice"}))], store) as (client, _):
         run = (await client.ask("Code of Alice?", SECRET)).run
+        assert [json.loads(call.arguments_json) for call in run.pending_tool_calls] == [{"name": "Alice"}]
+        assert (run.steps_taken, run.model_attempts) == (1, 2)
+
+
+async def test_a_call_written_as_json_that_broke_off_is_asked_for_again(store: str) -> None:
+    """Also where nothing of it was shown, as it is told only when it is whole."""
+    said = '{"tool": "get_secret_code", "arguments": {"name": "Alice"}}'
+    script = [breaks_off(said, after=2), says(said)]
+    required = tools_pb2.ToolChoice(mode=tools_pb2.TOOL_CHOICE_MODE_REQUIRED)
+    async with scripted(script, store, tool_mode="json_schema") as (client, _):
+        run = (await client.ask("Code of Alice?", SECRET, tool_choice=required)).run
         assert [json.loads(call.arguments_json) for call in run.pending_tool_calls] == [{"name": "Alice"}]
         assert (run.steps_taken, run.model_attempts) == (1, 2)
 

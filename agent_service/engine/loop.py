@@ -117,8 +117,9 @@ class Loop:
         return request, self._model.build(request)
 
     async def _after_failure(self, error: ModelError) -> Snapshot:
-        """Asks again if the answer broke off in the middle (bounded), else stops the run with what went wrong."""
-        if error.started and error.retryable and self._restarts < self._parts.limits.max_step_restarts:
+        """Asks again if an answer that had begun broke off (bounded), else stops the run with what went wrong."""
+        broke_off = error.started and error.reason is Reason.LLM_UNAVAILABLE
+        if broke_off and self._restarts < self._parts.limits.max_step_restarts:
             self._restarts += 1
             log.warning("model.restart", run_id=self._claim.run_id, error=error.message)
             return await self._parts.store.owner_move(self._claim, moved(restart_step, error.attempts, error.message))

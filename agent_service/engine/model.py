@@ -84,7 +84,8 @@ class ModelError(Exception):
 
     `reason` is one of LLM_UNAVAILABLE (retryable), LLM_INSUFFICIENT_CREDITS (retryable), LLM_REFUSED (the request
     itself was refused, or stopped by the endpoint's content filter) and LLM_INVALID_RESPONSE. `message` is one line
-    without secrets. `retry_after` is in seconds. `started` says that parts of an answer had already reached the sink.
+    without secrets. `retry_after` is in seconds. `started` says that the endpoint had begun an answer, of which parts
+    may have reached the sink: the client does not repeat the request by itself then.
     """
 
     def __init__(

@@ -92,7 +92,7 @@ class _Call:
 class AnswerReader:
     """Collects one answer. With `shows_text` false the sink is not told the text (it is not prose, but a call).
 
-    `finished` says that the endpoint gave a finish reason; `started`, that the sink was told something.
+    `finished` says that the endpoint gave a finish reason.
     """
 
     def __init__(self, sink: AnswerSink, limits: AnswerLimits, *, shows_text: bool = True) -> None:
@@ -112,11 +112,6 @@ class AnswerReader:
     def finished(self) -> bool:
         """Whether a finish reason came."""
         return self._finish is not None
-
-    @property
-    def started(self) -> bool:
-        """Whether the sink was told something."""
-        return bool(self._reasoning or self._calls or (self._text and self._shows_text))
 
     def feed(self, payload: bytes) -> None:
         """Takes the data of one event. Raises ModelError."""

@@ -102,12 +102,14 @@ class OpenAIChatModel:
         """As the port says. An answer that is a JSON call is told to the sink once it is whole."""
         is_json = request.expect in _JSON_ANSWERS
         reader = AnswerReader(sink, self._limits, shows_text=not is_json)
+        begun = False
         try:
             async with self._endpoint.post("/chat/completions", request.body) as stream:
+                begun = True
                 answer = await _read(stream, reader)
                 return read_schema_answer(answer, request.expect, sink) if is_json else answer
         except ModelError as error:
-            error.started = reader.started
+            error.started = begun
             raise
 
     async def list_models(self) -> tuple[str, ...]:
