@@ -183,6 +183,7 @@ async def test_an_unforeseen_error_is_internal_with_an_id_and_leaks_nothing(tmp_
     async with scripted([says("Hello.")], str(path)) as (client, _):
         run = (await client.ask("Hello?")).run
         with sqlite3.connect(path) as db:
+            db.execute("DROP TRIGGER runs_terminal_is_final")
             db.execute("""UPDATE runs SET body = '{"secret-path": "damaged"'""")
         db.close()
         for call in (

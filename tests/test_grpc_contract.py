@@ -148,7 +148,7 @@ def test_every_kind_of_message_and_event_has_its_arm() -> None:
     """The oneofs of Message and RunEvent hold what the domain has, durable or not."""
     message = messages_pb2.Message.DESCRIPTOR.oneofs_by_name["content"]
     assert {arm.name for arm in message.fields} == {kind.value for kind in MessageType}
-    event = events_pb2.RunEvent.DESCRIPTOR.oneofs_by_name["event"]
+    event = events_pb2.RunEvent.DESCRIPTOR.oneofs_by_name["payload"]
     passing = {"text_delta", "reasoning_delta", "tool_call_arguments_delta", "heartbeat", "live"}
     assert {arm.name for arm in event.fields} == set(DURABLE_TYPES) | passing
     assert min(arm.number for arm in event.fields) == 10
