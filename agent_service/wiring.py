@@ -177,6 +177,7 @@ async def service(settings: Settings, endpoint: Endpoint) -> AsyncIterator[Serve
             reflect=settings.reflection,
             share_port=settings.worker,
         )
+        observers.append(runs.observe)
         async with Upkeep(runs).going_on():
             await server.start()
             try:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from agentrpc.v1 import agent_registry_service_pb2 as registry_pb
-from agentrpc.v1 import agents_pb2, run_service_pb2, tools_pb2
+from agentrpc.v1 import agent_service_pb2, agents_pb2, run_service_pb2, tools_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from agent_service import wiring
@@ -215,6 +215,15 @@ async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
     await client.answer("run_8f", returned(call_id, "AZURE"), request_id="req_1")
     again = submit("run_8f", returned(call_id, "CRIMSON"), request_id="req_1")
     return lambda: client.agent.SubmitToolReturns(again), {"request_id": "req_1"}
+
+
+@refused("QUEUE_FULL", ASKED, retry_seconds=1.0)
+async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
+    await paused(client)
+    waits: Any = {"conversation_id": "conv_2c", "on_busy": agent_service_pb2.ON_BUSY_ENQUEUE}
+    for number in range(16):
+        await client.ask("And?", run_id=f"run_{number}", background=True, **waits)
+    return lambda: client.ask("And?", run_id="run_more", **waits), {"conversation_id": "conv_2c"}
 
 
 @refused("RUN_NOT_INTERRUPTED", says("Hello."))

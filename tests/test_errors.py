@@ -34,6 +34,7 @@ RUN_REASONS = frozenset(
         Reason.NO_TOOL_CALL,
         Reason.RUN_LOST_REPEATEDLY,
         Reason.RUN_TIMED_OUT,
+        Reason.CALL_TIMED_OUT,
     }
 )
 """Reasons of failed runs, which no call is refused for."""

@@ -48,21 +48,23 @@ RUNS = {
     "INVALID_TOOL_CALLS": ends(*[calls(("get_secret_code", {"age": 7}))] * 3),
     "NO_TOOL_CALL": ends(says("No.", unruly=True), tool_choice=REQUIRED),
     "RUN_TIMED_OUT": ends(silent(), run_timeout=Duration(nanos=50_000_000)),
+    "CALL_TIMED_OUT": ends(calls(("get_secret_code", {"name": "Alice"}))),
     "INTERNAL": ends(calls(("get_secret_code", {"name": "Alice"}))),
     "RUN_LOST_REPEATEDLY": ends(silent()),
 }
-ALONE = [reason for reason in RUNS if reason not in ("INTERNAL", "RUN_LOST_REPEATEDLY")]
+ALONE = [reason for reason in RUNS if reason not in ("INTERNAL", "RUN_LOST_REPEATEDLY", "CALL_TIMED_OUT")]
 
 
-async def check(client: Client, run_id: str, reason: str) -> runs_pb2.Run:
+async def check(client: Client, run_id: str, reason: str, metadata: dict[str, str] | None = None) -> runs_pb2.Run:
     """The run stopped as the contract documents the reason, and so does its last event tell."""
     run, promised = await client.run(run_id), DOCUMENTED[reason]
     status = runs_pb2.RunStatus.Name(run.status).removeprefix("RUN_STATUS_")
     assert f"{status} with {runs_pb2.StopReason.Name(run.stop_reason)}" == promised.run
     assert errors_pb2.ErrorReason.Name(run.error.reason) == f"ERROR_REASON_{reason}"
-    assert re.sub(r"error [0-9a-f]{12};", "error 4e8b151c3e75;", run.error.message) == promised.message
+    said = re.sub(r"error [0-9a-f]{12};", "error 4e8b151c3e75;", run.error.message)
+    assert re.sub(r"call_[0-9a-f]{24}", "call_1a", said) == promised.message
     assert run.error.retryable == (status == "INTERRUPTED")
-    assert dict(run.error.metadata) == RUNS[reason].metadata
+    assert dict(run.error.metadata) == (metadata or RUNS[reason].metadata)
     assert run.error.metadata.keys() == set(promised.metadata_keys)
     (last,) = await client.watch(run_id, run.last_sequence - 1, stop_at=run_service_pb2.STOP_AT_NEXT_STOP)
     assert (last.run_stopped.error, last.run_stopped.final) == (run.error, status == "FAILED")
@@ -92,6 +94,19 @@ async def test_a_run_that_lost_its_server_again_and_again_is_set_aside(tmp_path:
             run = await check(client, "run_8f", "RUN_LOST_REPEATEDLY")
             answer = await client.ask("Are you there?", conversation_id=run.conversation_id)
             assert answer.messages[-1].assistant.text == "Here I am."
+
+
+async def test_a_run_that_a_call_ends_because_nobody_answered_it(store: str) -> None:
+    """Its tool says that its timeout ends the run."""
+    strict = tools_pb2.ClientToolSchema()
+    strict.CopyFrom(SECRET)
+    strict.timeout.FromMilliseconds(50)
+    strict.on_timeout = tools_pb2.ON_TIMEOUT_FAIL_RUN
+    async with ScriptedOpenAI(RUNS["CALL_TIMED_OUT"].script) as upstream, serving(upstream, store) as client:
+        paused = (await client.ask("Go.", strict, run_id="run_8f")).run
+        await client.watch("run_8f")
+        (call,) = paused.pending_tool_calls
+        await check(client, "run_8f", "CALL_TIMED_OUT", {"tool_call_id": call.tool_call_id})
 
 
 async def test_a_run_that_trips_over_the_unforeseen_fails_without_telling_inner_text(tmp_path: Path) -> None:

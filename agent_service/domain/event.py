@@ -15,6 +15,7 @@ class RunCause(StrEnum):
 
     START = "start"
     SUBMIT = "submit"
+    DEADLINE = "deadline"
     RETRY = "retry"
     RECOVERY = "recovery"
 

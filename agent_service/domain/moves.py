@@ -19,11 +19,13 @@ from agent_service.domain.message import (
     ToolReturnContent,
 )
 from agent_service.domain.run import Owner, Run, RunError, RunStatus, StopReason, Usage, status_of
-from agent_service.domain.tool import Call, CallState, Executor, Outcome, ToolCall, pending_of
+from agent_service.domain.tool import Call, CallState, Executor, OnTimeout, Outcome, ToolCall, pending_of
 
 UNKNOWN_OUTCOME = "Outcome unknown: the call may have been executed. The server stopped waiting for it."
 CANCELLED_BEFORE = "Cancelled: the run ended before this call was executed."
 CANCELLED_UNANSWERED = "Cancelled: the run ended before this call was answered. It may or may not have been executed."
+INTERRUPTED_TTL = 24 * 3600 * 10**9
+"""How long an interrupted run waits for a retry or the next message before it fails, in nanoseconds."""
 CUT_ARGUMENTS = "Not executed: the answer was cut by the token limit, so the arguments may be incomplete."
 
 
@@ -38,6 +40,8 @@ class PlannedCall:
     executor: Executor
     needs_approval: bool
     refusal: str = ""
+    timeout: int = 0
+    on_timeout: OnTimeout = OnTimeout.RETURN_ERROR
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +106,14 @@ def next_of(run: Run, batch: tuple[Call, ...]) -> Next:
     return AskModel() if all(call.settled for call in batch) else Stop()
 
 
-def begin(draft: Draft, inputs: tuple[InputContent, ...], owner: Owner) -> None:
-    """A new run: its input is stored and it starts at once."""
+def accept(draft: Draft) -> None:
+    """A new run: its first event."""
     run = draft.run
     draft.emit(RunAccepted(run.conversation_id, run.agent_id, run.overridden_tools))
+
+
+def begin(draft: Draft, inputs: tuple[InputContent, ...], owner: Owner) -> None:
+    """Its input is stored in the conversation, and it starts."""
     positions = [draft.add_message(content).position for content in inputs]
     draft.run = replace(draft.run, first_position=positions[0] if positions else 0)
     run_under(draft, owner)
@@ -187,6 +195,8 @@ def stop(draft: Draft, stop_reason: StopReason, error: RunError | None = None) -
     """Writes the stop: new status, and the event that ends the waiting of callers."""
     status = status_of(stop_reason, error)
     count_running_time(draft, draft.now)
+    if status is RunStatus.PAUSED:
+        _start_clocks(draft)
     draft.run = replace(
         draft.run,
         status=status,
@@ -194,9 +204,21 @@ def stop(draft: Draft, stop_reason: StopReason, error: RunError | None = None) -
         error=error,
         owner="",
         lease_expire_time=0,
+        pause_expire_time=draft.now + _ttl(draft.run, status) if not status.terminal else 0,
         end_time=draft.now if status.terminal else 0,
     )
     emit_stopped(draft)
+
+
+def _start_clocks(draft: Draft) -> None:
+    """The time that callers have for their calls begins with the pause."""
+    for call in draft.batch:
+        if call.state is CallState.PENDING and call.timeout and not call.deadline:
+            draft.put_call(replace(call, deadline=draft.now + call.timeout))
+
+
+def _ttl(run: Run, status: RunStatus) -> int:
+    return run.pause_ttl if status is RunStatus.PAUSED else INTERRUPTED_TTL
 
 
 def count_running_time(draft: Draft, until: int) -> None:
@@ -274,6 +296,7 @@ def run_under(draft: Draft, owner: Owner) -> None:
         epoch=run.epoch + 1,
         owner=owner.name,
         lease_expire_time=draft.now + owner.lease,
+        pause_expire_time=0,
         running_since=draft.now,
     )
 
@@ -322,6 +345,8 @@ def _record_calls(draft: Draft, step: StepRecord) -> None:
             executor=planned.executor,
             state=CallState.PENDING if waits else CallState.PROPOSED,
             pending_time=draft.now if waits else 0,
+            timeout=planned.timeout,
+            on_timeout=planned.on_timeout,
         )
         draft.put_call(call)
         if step.cut or planned.refusal:

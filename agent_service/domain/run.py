@@ -167,6 +167,19 @@ class Pinned:
 
 
 @dataclass(frozen=True, slots=True)
+class QueuedInput:
+    """An input message of a run that has not begun."""
+
+    system: bool
+    text: str
+    name: str = ""
+
+
+DEFAULT_PAUSE_TTL = 7 * 24 * 3600 * 10**9
+"""How long a run may be paused unless its request says otherwise, in nanoseconds."""
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """The row of a run. Times are Unix nanoseconds by the store's clock, 0 when not yet.
 
@@ -174,7 +187,9 @@ class Run:
     model answers in a row that held nothing but refused calls. `request_start_time` is the caller's clock.
     `first_position` is the place of its first message. `run_timeout` (0 means none) and `running_time` are nanoseconds;
     `running_since` is 0 unless it is RUNNING, and `lease_expire_time` if its owner handed it over. `losses` counts the
-    owners that were lost since the last progress.
+    owners that were lost since the last progress. `pause_ttl` (nanoseconds) is how long it may be PAUSED at a time;
+    `pause_expire_time` is when a PAUSED or INTERRUPTED run is given up, 0 in any other status.
+    `queued_inputs` is what a QUEUED run will say when its turn comes.
     """
 
     run_id: str
@@ -207,6 +222,9 @@ class Run:
     running_time: int = 0
     running_since: int = 0
     losses: int = 0
+    pause_ttl: int = DEFAULT_PAUSE_TTL
+    pause_expire_time: int = 0
+    queued_inputs: tuple[QueuedInput, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from agent_service.domain.draft import Change, Draft, NewId, RunState
 from agent_service.domain.errors import MAX_NAMED, AgentServiceError, Reason
-from agent_service.domain.message import InputContent, Message
-from agent_service.domain.moves import abandon, begin
-from agent_service.domain.run import Owner, Pinned, Run, RunStatus
-from agent_service.domain.tool import PendingCall, pending_of
+from agent_service.domain.message import InputContent, Message, SystemContent, UserContent
+from agent_service.domain.moves import abandon, accept, begin, cancel
+from agent_service.domain.run import Owner, Pinned, QueuedInput, Run, RunStatus, StopReason
+from agent_service.domain.tool import pending_of
+
+
+class OnBusy(StrEnum):
+    """What a start does where the conversation has a run that is RUNNING, PAUSED or QUEUED."""
+
+    REJECT = "reject"
+    SUPERSEDE = "supersede"
+    ENQUEUE = "enqueue"
 
 
 @dataclass(frozen=True, slots=True)
 class NewRun:
     """A start to be stored. `run` has the row as it will be but for what the store knows (times, epoch, numbers).
 
-    With `new_conversation` the conversation `run.conversation_id` is made; else it must exist.
+    With `new_conversation` the conversation `run.conversation_id` is made; else it must exist. At most `max_queued`
+    runs wait in a conversation.
     """
 
     run: Run
@@ -24,14 +34,23 @@ class NewRun:
     inputs: tuple[InputContent, ...]
     owner: Owner
     new_conversation: bool
+    on_busy: OnBusy = OnBusy.REJECT
+    max_queued: int = 16
 
 
 @dataclass(frozen=True, slots=True)
 class ConversationState:
-    """What a start sees of its conversation: the next message's position, and its busy or interrupted run."""
+    """What a start sees of its conversation: the next message's position, its run that is RUNNING, PAUSED or
+    INTERRUPTED, and the ids of those that wait, in their order."""
 
     next_position: int
     current: RunState | None
+    queue: tuple[str, ...] = ()
+
+    @property
+    def busy(self) -> Run | None:
+        """Its run that is RUNNING or PAUSED."""
+        return self.current.run if self.current is not None and self.current.run.status.active else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +58,14 @@ class Started:
     """The run; `joined` if an equal start had been stored before.
 
     `messages` are those the start appended, `last_position` the place of the last of them; both only when not joined.
+    `ended` is the run that had to make room, if there was one.
     """
 
     run: Run
     joined: bool
     last_position: int = 0
     messages: tuple[Message, ...] = ()
+    ended: Run | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +87,78 @@ def plan_start(
             Reason.CONVERSATION_NOT_FOUND,
             f"conversation_id: no conversation '{new.run.conversation_id}'; leave it empty to begin one",
         )
+    if conversation.busy or conversation.queue:
+        if new.on_busy is OnBusy.ENQUEUE:
+            return _enqueue(new, conversation, now, new_id)
+        if new.on_busy is OnBusy.REJECT:
+            raise _busy(new.run.conversation_id, conversation)
+    state = RunState(replace(new.run, create_time=now, update_time=now), (), 0, None, now)
+    return _begin(state, conversation, new.inputs, new.owner, new_id, accepted=False)
+
+
+def plan_queued(queued: RunState, conversation: ConversationState, owner: Owner, new_id: NewId) -> StartPlan | None:
+    """What to write when the turn of a queued run has come; None if it has not."""
+    run = queued.run
+    if run.status is not RunStatus.QUEUED or conversation.busy or conversation.queue[:1] != (run.run_id,):
+        return None
+    inputs = tuple(
+        SystemContent(each.text) if each.system else UserContent(each.text, each.name) for each in run.queued_inputs
+    )
+    state = replace(queued, run=replace(run, queued_inputs=()))
+    return _begin(state, conversation, inputs, owner, new_id, accepted=True)
+
+
+def _begin(
+    state: RunState,
+    conversation: ConversationState,
+    inputs: tuple[InputContent, ...],
+    owner: Owner,
+    new_id: NewId,
+    *,
+    accepted: bool,
+) -> StartPlan:
+    """The run starts; the one before it, if it is not over, ends."""
     changes = []
     position = conversation.next_position
     if conversation.current is not None:
-        settled = _make_room(replace(conversation.current, next_position=position), new_id)
-        changes.append(settled)
-        position = settled.next_position
-    run = replace(new.run, create_time=now, update_time=now)
-    draft = Draft(RunState(run, (), position, None, now), new_id)
-    begin(draft, new.inputs, new.owner)
-    change = draft.change()
-    assert change is not None
+        ended = _make_room(replace(conversation.current, next_position=position), new_id)
+        changes.append(ended)
+        position = ended.next_position
+    draft = Draft(replace(state, next_position=position), new_id)
+    if not accepted:
+        accept(draft)
+    begin(draft, inputs, owner)
+    change = _changed(draft)
+    made_room = changes[0].run if changes else None
     changes.append(change)
     messages = tuple(message for c in changes for message in c.messages)
-    return StartPlan(tuple(changes), Started(change.run, False, change.next_position - 1, messages))
+    return StartPlan(tuple(changes), Started(change.run, False, change.next_position - 1, messages, made_room))
+
+
+def _enqueue(new: NewRun, conversation: ConversationState, now: int, new_id: NewId) -> StartPlan:
+    """The run waits; its input is no message of the conversation yet."""
+    if len(conversation.queue) >= new.max_queued:
+        raise AgentServiceError(
+            Reason.QUEUE_FULL,
+            f"conversation {new.run.conversation_id} has {len(conversation.queue)} runs that wait; try again later",
+            metadata={"conversation_id": new.run.conversation_id},
+            retry_after=1.0,
+        )
+    inputs = tuple(
+        QueuedInput(False, each.text, each.name) if isinstance(each, UserContent) else QueuedInput(True, each.text)
+        for each in new.inputs
+    )
+    run = replace(new.run, create_time=now, update_time=now, queued_inputs=inputs)
+    draft = Draft(RunState(run, (), conversation.next_position, None, now), new_id)
+    accept(draft)
+    change = _changed(draft)
+    return StartPlan((change,), Started(change.run, False, conversation.next_position - 1))
+
+
+def _changed(draft: Draft) -> Change:
+    change = draft.change()
+    assert change is not None
+    return change
 
 
 def _join(new: NewRun, existing: Run) -> Started:
@@ -93,25 +172,26 @@ def _join(new: NewRun, existing: Run) -> Started:
 
 
 def _make_room(current: RunState, new_id: NewId) -> Change:
-    """Settles an interrupted run; a busy one is an error that says what it waits for."""
-    run = current.run
-    if run.status is not RunStatus.INTERRUPTED:
-        raise _busy(run, pending_of(current.calls))
+    """Ends the run before: an interrupted one failed, any other one is superseded."""
     draft = Draft(current, new_id)
-    abandon(draft)
-    change = draft.change()
-    assert change is not None
-    return change
+    if current.run.status is RunStatus.INTERRUPTED:
+        abandon(draft)
+    else:
+        cancel(draft, StopReason.SUPERSEDED)
+    return _changed(draft)
 
 
-def _busy(run: Run, pending: tuple[PendingCall, ...]) -> AgentServiceError:
-    if run.status is not RunStatus.PAUSED:
+def _busy(conversation_id: str, conversation: ConversationState) -> AgentServiceError:
+    run = conversation.busy
+    if run is None or run.status is not RunStatus.PAUSED or conversation.current is None:
+        blocking, status = (run.run_id, run.status) if run else (conversation.queue[0], RunStatus.QUEUED)
         return AgentServiceError(
             Reason.CONVERSATION_BUSY,
-            f"conversation {run.conversation_id} is busy with {run.run_id} ({run.status.value.upper()}); "
+            f"conversation {conversation_id} is busy with {blocking} ({status.value.upper()}); "
             "try again when it has stopped",
-            metadata={"run_id": run.run_id},
+            metadata={"run_id": blocking},
         )
+    pending = pending_of(conversation.current.calls)
     named = ", ".join(f"{call.tool_call_id} ({call.name})" for call in pending[:MAX_NAMED])
     if len(pending) > MAX_NAMED:
         named += f" and {len(pending) - MAX_NAMED} more"

@@ -56,6 +56,14 @@ class PendingKind(StrEnum):
     APPROVAL = "approval"
 
 
+class OnTimeout(StrEnum):
+    """What happens when nobody answers a call in time."""
+
+    RETURN_ERROR = "return_error"
+    FAIL_RUN = "fail_run"
+    KEEP_WAITING = "keep_waiting"
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """The row of one call.
@@ -64,7 +72,7 @@ class Call:
     endpoint gave, kept beside ours. `answer_digest` is set once the caller answered (a return or a decision), so that
     the same answer again is told from another one; `answer_sequence` is the number of the receipt that took it.
     `pending_time` is since when it waits for the caller; 0 if it never did. `attempts` counts how often the server
-    started it.
+    started it. `timeout` is in nanoseconds, 0 for none; `deadline` is set when the run pauses, 0 before.
     """
 
     tool_call_id: str
@@ -82,6 +90,9 @@ class Call:
     settle_time: int = 0
     pending_time: int = 0
     attempts: int = 0
+    timeout: int = 0
+    on_timeout: OnTimeout = OnTimeout.RETURN_ERROR
+    deadline: int = 0
 
     @property
     def settled(self) -> bool:
@@ -96,20 +107,22 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class PendingCall:
-    """A call that waits for the caller, as shown."""
+    """A call that waits for the caller, as shown. `deadline` is Unix time in nanoseconds, 0 for none."""
 
     tool_call_id: str
     name: str
     arguments_json: str
     kind: PendingKind
     index: int
+    deadline: int = 0
 
 
 def pending_of(calls: tuple[Call, ...]) -> tuple[PendingCall, ...]:
     """The calls among `calls` that wait for the caller, in the model's order."""
     waiting = sorted((c for c in calls if c.state is CallState.PENDING), key=lambda c: (c.step, c.index))
     return tuple(
-        PendingCall(c.tool_call_id, c.name, c.arguments_json, pending_kind(c.executor), c.index) for c in waiting
+        PendingCall(c.tool_call_id, c.name, c.arguments_json, pending_kind(c.executor), c.index, c.deadline)
+        for c in waiting
     )
 
 
@@ -139,7 +152,8 @@ class ToolSchema:
     """What the model is told about one tool, and who executes it.
 
     `parameters_json` is the exact JSON Schema text (an object schema). `result_schema_json` (client tools) is empty
-    or a JSON Schema of the returned text. `requires_approval` and `idempotent` are for server tools.
+    or a JSON Schema of the returned text; `timeout` (client tools) is how long the caller may take, in nanoseconds, 0
+    for as long as the pause may last. `requires_approval` and `idempotent` are for server tools.
     """
 
     name: str
@@ -149,3 +163,5 @@ class ToolSchema:
     result_schema_json: str = ""
     requires_approval: bool = False
     idempotent: bool = False
+    timeout: int = 0
+    on_timeout: OnTimeout = OnTimeout.RETURN_ERROR

@@ -5,7 +5,7 @@ from __future__ import annotations
 from agent_service.domain.draft import NewId
 from agent_service.domain.moves import PlannedCall
 from agent_service.domain.run import Pinned
-from agent_service.domain.tool import Executor, ToolChoice, ToolChoiceMode
+from agent_service.domain.tool import Executor, OnTimeout, ToolChoice, ToolChoiceMode
 from agent_service.engine.limits import Limits
 from agent_service.engine.model import AnsweredCall
 from agent_service.engine.schemas import JsonError, parse_json, violation
@@ -37,6 +37,8 @@ def plan_calls(
                 executor=tool.executor if tool else Executor.SERVER,
                 needs_approval=tool.requires_approval if tool else False,
                 refusal=refusal,
+                timeout=tool.timeout if tool else 0,
+                on_timeout=tool.on_timeout if tool else OnTimeout.RETURN_ERROR,
             )
         )
     return tuple(planned)

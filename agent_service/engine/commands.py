@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 from agent_service.domain.message import InputContent, MessageType
+from agent_service.domain.start import OnBusy
 from agent_service.domain.submit import CallAnswer
 from agent_service.domain.tool import PendingCall, ToolCall, ToolChoice, ToolSchema
 
@@ -24,8 +25,8 @@ class StartCommand:
     """Start a run. Empty ids are issued; empty `model` and `system_prompt` mean the agent's.
 
     `request_start_time` is the caller's clock in Unix nanoseconds, 0 if not told. `run_timeout` is in nanoseconds, 0
-    for none. `path` is where the start stands in
-    the request, such as "step.", for the paths of errors.
+    for none, `pause_ttl` as well, 0 for the usual one. `path` is where the start stands in the request, such as
+    "step.", for the paths of errors.
     """
 
     inputs: tuple[InputContent, ...]
@@ -40,13 +41,14 @@ class StartCommand:
     labels: dict[str, str] = field(default_factory=dict)
     request_start_time: int = 0
     run_timeout: int = 0
+    pause_ttl: int = 0
+    on_busy: OnBusy = OnBusy.REJECT
     path: str = ""
 
     def digest(self, agent_id: str) -> str:
         """Tells an equal start from another one; how it is delivered does not count."""
-        value = asdict(self) | {"agent_id": agent_id, "inputs": [(type(i).__name__, asdict(i)) for i in self.inputs]}
-        del value["request_start_time"], value["path"]
-        return digest(value)
+        value = replace(self, request_start_time=0, path="")
+        return digest([agent_id, canonical(value), [type(content).__name__ for content in self.inputs]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,16 @@ class Built:
     remaining: tuple[PendingCall, ...] = ()
     server_calls: tuple[ToolCall, ...] = ()
     overridden_tools: Sequence[str] = ()
+
+
+def canonical(value: object) -> object:
+    """Plain values of a domain value. Fields with their default are left out, so that a new field changes nothing."""
+    if isinstance(value, tuple):
+        return [canonical(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        found = {f.name: (f, getattr(value, f.name)) for f in fields(value)}
+        return {name: canonical(each) for name, (f, each) in found.items() if each != f.default}
+    return value
 
 
 def digest(value: object) -> str:

@@ -27,5 +27,6 @@ class Limits:
     default_max_steps: int = 50
     max_consecutive_invalid_steps: int = 3
     max_step_restarts: int = 2
+    max_queued_runs: int = 16
     watcher_queue_events: int = 4096
     context_cache_bytes: int = 64 * MIB

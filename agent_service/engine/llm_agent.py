@@ -11,7 +11,7 @@ from structlog.typing import FilteringBoundLogger
 from agent_service.domain.draft import Snapshot
 from agent_service.domain.errors import AgentServiceError, FieldViolation, Reason, invalid
 from agent_service.domain.event import Event, ToolReturnsAccepted
-from agent_service.domain.run import AgentDefinition, AgentKind, Pinned, Run, RunStatus
+from agent_service.domain.run import DEFAULT_PAUSE_TTL, AgentDefinition, AgentKind, Pinned, Run, RunStatus
 from agent_service.domain.start import NewRun
 from agent_service.domain.submit import ApproveAnswer, CallAnswer, ReturnAnswer, Submission
 from agent_service.domain.tool import CallState, ToolSchema
@@ -114,8 +114,17 @@ class LlmAgent(Agent):
             overridden_tools=pinned.overridden_tools,
             agent_revision=self._revision,
             run_timeout=command.run_timeout,
+            pause_ttl=command.pause_ttl or DEFAULT_PAUSE_TTL,
         )
-        return NewRun(run, pinned, command.inputs, self._runs.owner, new_conversation=not command.conversation_id)
+        return NewRun(
+            run,
+            pinned,
+            command.inputs,
+            self._runs.owner,
+            new_conversation=not command.conversation_id,
+            on_busy=command.on_busy,
+            max_queued=self._runs.parts.limits.max_queued_runs,
+        )
 
     def _pin(self, command: StartCommand) -> Pinned:
         tools, overridden = self._tools(command.client_tools)

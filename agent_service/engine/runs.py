@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 import structlog
 
 from agent_service.domain.draft import Draft, Snapshot
 from agent_service.domain.errors import AgentServiceError, Reason, StaleClaimError
-from agent_service.domain.event import Event
+from agent_service.domain.event import Event, RunStopped
+from agent_service.domain.expiry import expire, overdue
 from agent_service.domain.message import Message
 from agent_service.domain.moves import AskModel, Execute, cancel, fail, next_of
 from agent_service.domain.recovery import hand_over, recover, retry
@@ -30,6 +31,9 @@ log = structlog.get_logger()
 MAX_TAKEN_OVER = 256
 """Lost runs that one look takes over at most."""
 
+TakingMove = Move[tuple[bool, Snapshot]]
+"""A move that says whether this process has to go on with the run, and how things stand."""
+
 
 class Runs:
     """Starts runs and lets callers follow them. `owner` is this process; `heartbeat` is in seconds."""
@@ -41,6 +45,7 @@ class Runs:
         self._supervisor = supervisor
         self._heartbeat = heartbeat
         self._accepting = True
+        self._queues = False
 
     async def start(
         self, tenant: str, new: NewRun, *, tokens: bool = False, max_wait: float | None = None
@@ -118,23 +123,52 @@ class Runs:
         if not self._accepting:
             return 0
         lost = await self.parts.store.lost_runs(MAX_TAKEN_OVER)
-        await asyncio.gather(*(self._take_over(tenant, run_id) for tenant, run_id in lost))
+        await asyncio.gather(*(self._look_after(tenant, run_id, self._recovering) for tenant, run_id in lost))
         return len(lost)
+
+    async def expire_due(self) -> int:
+        """Does what is due by the clock to calls and pauses; says to how many runs."""
+        if not self._accepting:
+            return 0
+        due = await self.parts.store.due_runs(MAX_TAKEN_OVER)
+        await asyncio.gather(*(self._look_after(tenant, run_id, self._expiring) for tenant, run_id in due))
+        return len(due)
+
+    async def begin_queued(self) -> None:
+        """Begins the queued runs whose turn has come."""
+        if not self._accepting:
+            return
+        ready = await self.parts.store.queued_runs(MAX_TAKEN_OVER)
+        await asyncio.gather(*(self._supervisor.finish(self._begin(tenant, run_id)) for tenant, run_id in ready))
+
+    def observe(self, tenant: str, events: tuple[Event, ...]) -> None:
+        """Told of what is committed: a run that is over may be what a queued one waits for. One that was queued by
+        another process is found by the next look."""
+        if self._queues and any(isinstance(e.body, RunStopped) and not e.body.status.active for e in events):
+            self._supervisor.spawn("begin queued runs", self.begin_queued())
 
     async def build_start(self, tenant: str, new: NewRun) -> Built:
         """The request that the start would lead to; fails as the start would."""
         started = await self.parts.store.preview_start(tenant, new)
         if started.joined:
             return Built(b"", f"run {started.run.run_id} was started before; a repeat joins it and asks nothing")
+        if started.run.status is RunStatus.QUEUED:
+            return Built(b"", "the run would wait for the one before it in the conversation")
         snapshot = Snapshot(started.run, (), started.last_position)
         return await self._built(tenant, snapshot, new.pinned, started.messages)
 
     async def build_submit(self, tenant: str, run_id: str, submission: Submission, pinned: Pinned) -> Built:
         """The request that the submit would lead to; fails as the submit would."""
+
+        def move(draft: Draft) -> Submitted:
+            if draft.receipt is None:
+                expire(draft, self.owner)
+            return submit(draft, submission, self.owner)
+
         submitted, change = await self.parts.store.preview(
             tenant,
             run_id,
-            lambda draft: submit(draft, submission, self.owner),
+            move,
             call_ids=tuple(answer.tool_call_id for answer in submission.answers),
             request_id=submission.request_id,
         )
@@ -163,9 +197,29 @@ class Runs:
 
     async def _start(self, tenant: str, new: NewRun) -> Started:
         started = await self.parts.store.start(tenant, new)
-        if not started.joined:
-            self._work(tenant, new.pinned, Snapshot(started.run, (), started.last_position))
+        if started.joined:
+            return started
+        if started.run.status is RunStatus.QUEUED:
+            self._queues = True
+        else:
+            self._began(tenant, new.pinned, started)
         return started
+
+    def _began(self, tenant: str, pinned: Pinned, started: Started) -> None:
+        """Works on a run that starts, and no more on the one that made room."""
+        if started.ended is not None:
+            self.leases.check(tenant, started.ended.run_id, started.ended.epoch)
+        self._work(tenant, pinned, Snapshot(started.run, (), started.last_position))
+
+    async def _begin(self, tenant: str, run_id: str) -> None:
+        try:
+            pinned = await self.parts.store.get_pinned(tenant, run_id)
+            started = await self.parts.store.begin(tenant, run_id, self.owner)
+        except AgentServiceError as error:
+            log.warning("run.not_begun", run_id=run_id, error=error.message)
+            return
+        if started is not None:
+            self._began(tenant, pinned, started)
 
     async def _cancel(self, tenant: str, run_id: str) -> Snapshot:
         snapshot = await self.parts.store.move(tenant, run_id, moved(cancel))
@@ -173,7 +227,7 @@ class Runs:
         return snapshot
 
     async def _go_on(
-        self, tenant: str, run_id: str, pinned: Pinned, move: Move[tuple[bool, Snapshot]], request_id: str = ""
+        self, tenant: str, run_id: str, pinned: Pinned, move: TakingMove, request_id: str = ""
     ) -> Snapshot:
         """Makes a move that may give the run to this process, and then works on it."""
         ours, snapshot = await self.parts.store.move(tenant, run_id, move, request_id=request_id)
@@ -189,28 +243,40 @@ class Runs:
         except AgentServiceError as error:
             log.warning("run.not_handed_over", run_id=claim.run_id, error=error.message)
 
-    async def _take_over(self, tenant: str, run_id: str) -> None:
+    async def _look_after(self, tenant: str, run_id: str, moving: Callable[[Pinned], TakingMove]) -> None:
+        """Makes a move that nobody asked for; if it fails, the next look makes it."""
         try:
             pinned = await self.parts.store.get_pinned(tenant, run_id)
-
-            def move(draft: Draft) -> tuple[bool, Snapshot]:
-                return recover(draft, pinned, self.owner), draft.snapshot
-
-            await self._supervisor.finish(self._go_on(tenant, run_id, pinned, move))
+            await self._supervisor.finish(self._go_on(tenant, run_id, pinned, moving(pinned)))
         except AgentServiceError as error:
-            log.warning("run.not_taken_over", run_id=run_id, error=error.message)
+            log.warning("run.not_looked_after", run_id=run_id, error=error.message)
+
+    def _recovering(self, pinned: Pinned) -> TakingMove:
+        return lambda draft: (recover(draft, pinned, self.owner), draft.snapshot)
+
+    def _expiring(self, pinned: Pinned) -> TakingMove:
+        return lambda draft: (expire(draft, self.owner), draft.snapshot)
 
     async def _submit(self, tenant: str, run_id: str, submission: Submission, pinned: Pinned) -> Submitted:
-        submitted = await self.parts.store.move(
-            tenant,
-            run_id,
-            lambda draft: submit(draft, submission, self.owner),
-            call_ids=tuple(answer.tool_call_id for answer in submission.answers),
-            request_id=submission.request_id,
-        )
-        if submitted.resumed:
-            self._work(tenant, pinned, submitted.snapshot)
-        return submitted
+        def move(draft: Draft) -> Submitted | tuple[bool, Snapshot]:
+            if draft.receipt is None and overdue(draft):
+                return expire(draft, self.owner), draft.snapshot
+            return submit(draft, submission, self.owner)
+
+        call_ids = tuple(answer.tool_call_id for answer in submission.answers)
+        while True:
+            done = await self.parts.store.move(
+                tenant, run_id, move, call_ids=call_ids, request_id=submission.request_id
+            )
+            if isinstance(done, Submitted):
+                break
+            # What is overdue is stored, even if the submit is refused for it.
+            ours, snapshot = done
+            if ours:
+                self._work(tenant, pinned, snapshot)
+        if done.resumed:
+            self._work(tenant, pinned, done.snapshot)
+        return done
 
     def _work(self, tenant: str, pinned: Pinned, snapshot: Snapshot) -> None:
         run = snapshot.run

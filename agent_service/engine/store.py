@@ -10,7 +10,7 @@ from agent_service.domain.draft import Change, Draft, Snapshot
 from agent_service.domain.event import Event
 from agent_service.domain.message import Message
 from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCall
-from agent_service.domain.run import Claim, Pinned
+from agent_service.domain.run import Claim, Owner, Pinned
 from agent_service.domain.start import NewRun, Started
 
 TOMBSTONE_SECONDS = 7 * 24 * 3600
@@ -50,7 +50,8 @@ class RunStore(Protocol):
     async def start(self, tenant: str, new: NewRun) -> Started:
         """Stores a run and its input, or joins the run of an equal start with the same id.
 
-        At most one run of a conversation is RUNNING or PAUSED; an INTERRUPTED one is settled as FAILED.
+        At most one run of a conversation is RUNNING or PAUSED; an INTERRUPTED one is settled as FAILED, and `on_busy`
+        says what becomes of one of the others. A run that has to wait is QUEUED.
         """
 
     async def preview_start(self, tenant: str, new: NewRun) -> Started:
@@ -113,6 +114,16 @@ class RunStore(Protocol):
 
     async def lost_runs(self, limit: int) -> tuple[tuple[str, str], ...]:
         """Tenant and id of at most `limit` RUNNING runs whose lease is over, of all tenants, longest over first."""
+
+    async def due_runs(self, limit: int) -> tuple[tuple[str, str], ...]:
+        """Tenant and id of at most `limit` runs, of all tenants, of which a call or the pause itself is overdue."""
+
+    async def queued_runs(self, limit: int) -> tuple[tuple[str, str], ...]:
+        """Tenant and id of at most `limit` QUEUED runs, of all tenants, whose turn has come."""
+
+    async def begin(self, tenant: str, run_id: str, owner: Owner) -> Started | None:
+        """Begins a QUEUED run if its turn has come, else does nothing. The run before it may have been INTERRUPTED and
+        is settled as FAILED then."""
 
     async def written_elsewhere(self) -> bool:
         """Whether another process may have written since this was last asked."""

@@ -30,7 +30,7 @@ class Upkeep:
     @asynccontextmanager
     async def going_on(self) -> AsyncIterator[None]:
         """Does all of it from now to the end of the block. Lost runs are taken over before anything else."""
-        await self.sweep()
+        await _attempt(self.sweep)
         leases = self._runs.leases
         tasks = [
             asyncio.create_task(_repeat(leases.renew, leases.owner.lease / BEATS_PER_LEASE / 1e9)),
@@ -45,10 +45,12 @@ class Upkeep:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def sweep(self) -> None:
-        """Takes over runs whose owner was lost."""
+        """Takes over runs whose owner was lost, does what is due by the clock, and begins queued runs."""
         count = await self._runs.take_over()
         if count:
             log.warning("runs.taken_over", count=count)
+        await self._runs.expire_due()
+        await self._runs.begin_queued()
 
     async def listen(self) -> None:
         """Brings what other processes wrote to those here whom it concerns."""
@@ -64,12 +66,16 @@ class Upkeep:
 
 
 async def _repeat(duty: Callable[[], Awaitable[None]], seconds: float) -> None:
-    """For ever; a failure is logged and does not end it."""
     while True:
         await asyncio.sleep(seconds)
-        try:
-            await duty()
-        except AgentServiceError as error:
-            log.warning("upkeep.failed", error=error.message)
-        except Exception:
-            log.exception("upkeep.crashed")
+        await _attempt(duty)
+
+
+async def _attempt(duty: Callable[[], Awaitable[None]]) -> None:
+    """A failure is logged, and the duty is done again another time."""
+    try:
+        await duty()
+    except AgentServiceError as error:
+        log.warning("upkeep.failed", error=error.message)
+    except Exception:
+        log.exception("upkeep.crashed")

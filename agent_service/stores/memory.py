@@ -9,11 +9,12 @@ from typing import TypeVar
 from agent_service.domain.draft import Change, Draft, NewId, Receipt, RunState, Snapshot
 from agent_service.domain.errors import StaleClaimError
 from agent_service.domain.event import Event
+from agent_service.domain.expiry import overdue
 from agent_service.domain.message import Message
 from agent_service.domain.moves import abandon
 from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCall, run_active
-from agent_service.domain.run import Claim, Pinned, Run, RunStatus
-from agent_service.domain.start import ConversationState, NewRun, Started, StartPlan, plan_start
+from agent_service.domain.run import Claim, Owner, Pinned, Run, RunStatus
+from agent_service.domain.start import ConversationState, NewRun, Started, StartPlan, plan_queued, plan_start
 from agent_service.domain.tool import Call, pending_of
 from agent_service.engine.store import TOMBSTONE_SECONDS, Move, Publish, Standing, T
 from agent_service.stores import codec
@@ -30,6 +31,7 @@ class StoredConversation:
     labels: dict[str, str] = field(default_factory=dict)
     messages: list[Message] = field(default_factory=list)
     last_run_id: str = ""
+    queue: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -79,9 +81,34 @@ class MemoryStore:
             run = plan.started.run
             self.conversations.setdefault((tenant, run.conversation_id), StoredConversation(run.create_time))
             self.runs[tenant, run.run_id] = StoredRun(run, new.pinned)
+            conversation = self.conversations[tenant, run.conversation_id]
             for change in plan.changes:
                 self._write(tenant, change)
-            self.conversations[tenant, run.conversation_id].last_run_id = run.run_id
+            if run.status is RunStatus.QUEUED:
+                conversation.queue.append(run.run_id)
+            else:
+                conversation.last_run_id = run.run_id
+        return plan.started
+
+    async def queued_runs(self, limit: int) -> tuple[tuple[str, str], ...]:
+        """See RunStore."""
+        found = []
+        for (tenant, conversation_id), conversation in self.conversations.items():
+            state = self._state_of(tenant, conversation_id) if conversation.queue else None
+            if state is not None and state.queue and not state.busy:
+                found.append((tenant, state.queue[0]))
+        return tuple(found[:limit])
+
+    async def begin(self, tenant: str, run_id: str, owner: Owner) -> Started | None:
+        """See RunStore."""
+        stored = self._stored(tenant, run_id)
+        conversation_id = stored.run.conversation_id
+        plan = plan_queued(stored.state(0, self._clock()), self._state_of(tenant, conversation_id), owner, self._new_id)
+        if plan is None:
+            return None
+        for change in plan.changes:
+            self._write(tenant, change)
+        self.conversations[tenant, conversation_id].last_run_id = run_id
         return plan.started
 
     async def preview_start(self, tenant: str, new: NewRun) -> Started:
@@ -188,6 +215,14 @@ class MemoryStore:
         lost = [(run.lease_expire_time, key) for key, run in running if run.lease_expire_time <= now]
         return tuple(key for _, key in sorted(lost)[:limit])
 
+    async def due_runs(self, limit: int) -> tuple[tuple[str, str], ...]:
+        """See RunStore."""
+        found: list[tuple[str, str]] = []
+        for key, stored in self.runs.items():
+            if stored.run.pause_expire_time and overdue(Draft(stored.state(0, self._clock()), self._new_id)):
+                found.append(key)
+        return tuple(found[:limit])
+
     async def written_elsewhere(self) -> bool:
         """Never: no other process can."""
         return False
@@ -220,10 +255,20 @@ class MemoryStore:
         conversation = self.conversations.get((tenant, new.run.conversation_id))
         if conversation is None:
             return ConversationState(1, None) if new.new_conversation else None
+        return self._state_of(tenant, new.run.conversation_id)
+
+    def _state_of(self, tenant: str, conversation_id: str) -> ConversationState:
+        conversation = self.conversations[tenant, conversation_id]
         position = len(conversation.messages) + 1
         last = self.runs.get((tenant, conversation.last_run_id))
         unsettled = last is not None and not last.run.status.terminal
-        return ConversationState(position, last.state(position, self._clock()) if last and unsettled else None)
+        current = last.state(position, self._clock()) if last and unsettled else None
+        conversation.queue = [
+            run_id
+            for run_id in conversation.queue
+            if (tenant, run_id) in self.runs and self.runs[tenant, run_id].run.status is RunStatus.QUEUED
+        ]
+        return ConversationState(position, current, tuple(conversation.queue))
 
     def _write(self, tenant: str, change: Change) -> None:
         run = change.run

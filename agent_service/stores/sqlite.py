@@ -13,8 +13,8 @@ from agent_service.domain.event import Event
 from agent_service.domain.message import Message
 from agent_service.domain.moves import abandon
 from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCall, run_active
-from agent_service.domain.run import Claim, Pinned, Run, RunStatus
-from agent_service.domain.start import ConversationState, NewRun, Started, StartPlan, plan_start
+from agent_service.domain.run import Claim, Owner, Pinned, Run, RunStatus
+from agent_service.domain.start import ConversationState, NewRun, Started, StartPlan, plan_queued, plan_start
 from agent_service.engine.store import TOMBSTONE_SECONDS, Move, Publish, Standing, T
 from agent_service.stores import sqlite_leases as leases
 from agent_service.stores import sqlite_lists as lists
@@ -86,6 +86,27 @@ class SqliteStore:
             plan = self._plan_start(db, tenant, new)
             if not plan.started.joined:
                 self._write_start(db, tenant, new, plan)
+            return plan.started, [(tenant, c.run.run_id, c.events) for c in plan.changes]
+
+        return await self._write(work)
+
+    async def queued_runs(self, limit: int) -> tuple[tuple[str, str], ...]:
+        """See RunStore."""
+        return await self._reader.run(lambda db: leases.queued_runs(db, limit))
+
+    async def begin(self, tenant: str, run_id: str, owner: Owner) -> Started | None:
+        """See RunStore."""
+
+        def work(db: sqlite3.Connection) -> tuple[Started | None, list[_Published]]:
+            run_key, run = rows.load_run(db, tenant, run_id)
+            now, key = self._clock(), rows.conversation_of(db, run_key)
+            state = rows.load_state(db, run_key, run, now)
+            conversation = rows.load_conversation(db, key, state.next_position, now)
+            plan = plan_queued(state, conversation, owner, self._new_id)
+            if plan is None:
+                return None, []
+            for change in plan.changes:
+                rows.write_change(db, tenant, rows.load_run(db, tenant, change.run.run_id)[0], key, change)
             return plan.started, [(tenant, c.run.run_id, c.events) for c in plan.changes]
 
         return await self._write(work)
@@ -184,6 +205,10 @@ class SqliteStore:
     async def lost_runs(self, limit: int) -> tuple[tuple[str, str], ...]:
         """See RunStore."""
         return await self._reader.run(lambda db: leases.lost_runs(db, self._clock(), limit))
+
+    async def due_runs(self, limit: int) -> tuple[tuple[str, str], ...]:
+        """See RunStore."""
+        return await self._reader.run(lambda db: leases.due_runs(db, self._clock(), limit))
 
     async def written_elsewhere(self) -> bool:
         """See RunStore. The writer's connection counts the commits of others only."""

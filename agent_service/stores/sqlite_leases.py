@@ -34,6 +34,32 @@ def lost_runs(db: sqlite3.Connection, now: int, limit: int) -> tuple[tuple[str, 
     )
 
 
+def due_runs(db: sqlite3.Connection, now: int, limit: int) -> tuple[tuple[str, str], ...]:
+    """Runs of which a call or the pause is overdue."""
+    return tuple(
+        db.execute(
+            "SELECT tenant, run_id FROM runs WHERE pause_expire_time > 0 AND pause_expire_time <= ?1 UNION "
+            "SELECT runs.tenant, run_id FROM calls JOIN runs USING (run_key) "
+            "WHERE state = 'pending' AND deadline > 0 AND deadline <= ?1 AND status = 'paused' LIMIT ?2",
+            (now, limit),
+        )
+    )
+
+
+def queued_runs(db: sqlite3.Connection, limit: int) -> tuple[tuple[str, str], ...]:
+    """Queued runs that are the first of their conversation, which has no other run that is running or paused."""
+    return tuple(
+        db.execute(
+            "SELECT tenant, run_id FROM runs AS q WHERE status = 'queued' "
+            "AND run_key = (SELECT min(run_key) FROM runs "
+            "WHERE conversation_key = q.conversation_key AND status = 'queued') "
+            "AND NOT EXISTS (SELECT 1 FROM runs "
+            "WHERE conversation_key = q.conversation_key AND status IN ('running', 'paused')) LIMIT ?",
+            (limit,),
+        )
+    )
+
+
 def end_all(db: sqlite3.Connection, now: int) -> None:
     """Ends every lease; for a process that knows that no other one is there."""
     db.execute("UPDATE runs SET lease_expire_time = ?1 WHERE status = 'running' AND lease_expire_time > ?1", (now,))

@@ -7,6 +7,7 @@ import sqlite3
 from dataclasses import replace
 from typing import NamedTuple
 
+from agent_service.domain import expiry
 from agent_service.domain.draft import Change, Receipt, RunState
 from agent_service.domain.event import DurableBody, Event, MessageStored
 from agent_service.domain.message import Message
@@ -97,9 +98,13 @@ def load_conversation(db: sqlite3.Connection, conversation_key: int, position: i
         "WHERE conversation_key = ? AND status IN ('running', 'paused', 'interrupted')",
         (conversation_key,),
     ).fetchone()
-    if row is None:
-        return ConversationState(position, None)
-    return ConversationState(position, load_state(db, row[0], _run(*row[1:]), now))
+    queued = db.execute(
+        "SELECT run_id FROM runs WHERE conversation_key = ? AND status = 'queued' ORDER BY run_key",
+        (conversation_key,),
+    )
+    queue = tuple(run_id for (run_id,) in queued)
+    current = load_state(db, row[0], _run(*row[1:]), now) if row else None
+    return ConversationState(position, current, queue)
 
 
 def insert_conversation(db: sqlite3.Connection, tenant: str, conversation_id: str, now: int) -> int:
@@ -115,7 +120,8 @@ def insert_run(db: sqlite3.Connection, tenant: str, run: Run, conversation_key: 
     """A new run's key."""
     cursor = db.execute(
         "INSERT INTO runs (tenant, run_id, conversation_key, pin_key, agent_id, create_time, "
-        "status, epoch, owner, lease_expire_time, last_sequence, codec, body) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        "status, epoch, owner, lease_expire_time, pause_expire_time, last_sequence, codec, body) "
+        "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         (tenant, run.run_id, conversation_key, pin_key, run.agent_id, run.create_time, *_run_columns(run)),
     )
     return _key(cursor)
@@ -153,9 +159,9 @@ def write_change(db: sqlite3.Connection, tenant: str, run_key: int, conversation
     have no outcome. A row that stays as it is is not written, because that of a run that is over cannot be.
     """
     db.executemany(
-        "INSERT INTO calls (tool_call_id, tenant, run_key, step, pending_time, state, codec, body) "
-        "VALUES (?,?,?,?,?,?,?,?) "
-        "ON CONFLICT (tool_call_id) DO UPDATE SET state = excluded.state, codec = excluded.codec, body = excluded.body",
+        "INSERT INTO calls (tool_call_id, tenant, run_key, step, pending_time, state, deadline, codec, body) "
+        "VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT (tool_call_id) DO UPDATE SET "
+        "state = excluded.state, deadline = excluded.deadline, codec = excluded.codec, body = excluded.body",
         [_call_row(tenant, run_key, call) for call in change.calls],
     )
     if change.messages:
@@ -176,8 +182,8 @@ def write_change(db: sqlite3.Connection, tenant: str, run_key: int, conversation
         )
     columns = _run_columns(change.run)
     db.execute(
-        "UPDATE runs SET status = ?, epoch = ?, owner = ?, lease_expire_time = ?, last_sequence = ?, "
-        "codec = ?, body = ? WHERE run_key = ? AND body <> ?",
+        "UPDATE runs SET status = ?, epoch = ?, owner = ?, lease_expire_time = ?, pause_expire_time = ?, "
+        "last_sequence = ?, codec = ?, body = ? WHERE run_key = ? AND body <> ?",
         (*columns, run_key, columns[-1]),
     )
 
@@ -266,12 +272,13 @@ def _run(lease_expire_time: int, version: int, body: str) -> Run:
     return replace(codec.decode_run(version, body), lease_expire_time=lease_expire_time)
 
 
-def _run_columns(run: Run) -> tuple[str, int, str, int, int, int, str]:
+def _run_columns(run: Run) -> tuple[str, int, str, int, int, int, int, str]:
     return (
         run.status.value,
         run.epoch,
         run.owner,
         run.lease_expire_time,
+        run.pause_expire_time,
         run.last_sequence,
         codec.CODEC_VERSION,
         codec.encode(run),
@@ -289,9 +296,9 @@ def _event_row(run_key: int, event: Event) -> tuple[int, int, str, int, str, int
     return (run_key, event.sequence, event.step_id, event.create_time, kind, position, codec.CODEC_VERSION, text)
 
 
-def _call_row(tenant: str, run_key: int, c: Call) -> tuple[str, str, int, int, int, str, int, str]:
-    state, body = c.state.value, codec.encode(c)
-    return (c.tool_call_id, tenant, run_key, c.step, c.pending_time, state, codec.CODEC_VERSION, body)
+def _call_row(tenant: str, run_key: int, c: Call) -> tuple[str, str, int, int, int, str, int, int, str]:
+    state, due, body = c.state.value, expiry.due_time(c), codec.encode(c)
+    return (c.tool_call_id, tenant, run_key, c.step, c.pending_time, state, due, codec.CODEC_VERSION, body)
 
 
 def _message_row(conversation_key: int, m: Message) -> tuple[int, int, str, str, str, int, str, int, str]:

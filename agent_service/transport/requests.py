@@ -15,8 +15,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from agent_service.domain.errors import FieldViolation, Reason, invalid
 from agent_service.domain.message import InputContent, MessageType, SystemContent, UserContent
+from agent_service.domain.start import OnBusy
 from agent_service.domain.submit import ApproveAnswer, CallAnswer, DenyAnswer, ReturnAnswer
-from agent_service.domain.tool import Executor, ToolChoice, ToolChoiceMode, ToolSchema
+from agent_service.domain.tool import Executor, OnTimeout, ToolChoice, ToolChoiceMode, ToolSchema
 from agent_service.engine.commands import StartCommand, SubmitCommand, View, digest
 from agent_service.engine.limits import Limits
 from agent_service.engine.schemas import schema_problem
@@ -26,6 +27,8 @@ _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _WHOLE = 2**53
 _EMPTY_PARAMETERS = '{"type":"object","properties":{}}'
 _MAX_LABEL_VALUE = 256
+_LONGEST = 100 * 365 * 24 * 3600 * 10**9
+"""What is longer counts as a hundred years: times are 64-bit nanoseconds."""
 _SHOWN = 64
 
 
@@ -70,7 +73,9 @@ class Reader:
             system_prompt=request.system_prompt,
             labels=self.labels(request.labels),
             request_start_time=self._start_time(request.request_start_timestamp_ns),
-            run_timeout=self._run_timeout(request),
+            run_timeout=self._span("run_timeout", request.run_timeout, request.HasField("run_timeout")),
+            pause_ttl=self._span("pause_ttl", request.pause_ttl, request.HasField("pause_ttl")),
+            on_busy=self._on_busy(request.on_busy),
             path=self._prefix,
         )
         self.id("agent_id", request.agent_id)
@@ -203,14 +208,20 @@ class Reader:
             self._add("max_steps", f"{request.max_steps} is below 1; send 1 or more, or leave it unset for {default}")
         return request.max_steps
 
-    def _run_timeout(self, request: pb.StepRequest) -> int:
-        """Nanoseconds; 0 when unset."""
-        if not request.HasField("run_timeout"):
+    def _span(self, field: str, value: Duration, present: bool) -> int:
+        """Nanoseconds of a span that means something; 0 when unset."""
+        if not present:
             return 0
-        timeout: int = request.run_timeout.seconds * 10**9 + request.run_timeout.nanos
-        if timeout < 10**6:
-            self._add("run_timeout", f"{timeout / 1e9:g} s is below 1 ms; send more, or leave it unset for none")
-        return timeout
+        span: int = value.seconds * 10**9 + value.nanos
+        if span < 10**6:
+            self._add(field, f"{span / 1e9:g} s is below 1 ms; send more, or leave it unset")
+        return min(span, _LONGEST)
+
+    def _on_busy(self, number: int) -> OnBusy:
+        if number not in pb.OnBusy.values():
+            self._add("on_busy", f"{number} is not a value of OnBusy")
+            return OnBusy.REJECT
+        return OnBusy(pb.OnBusy.Name(number).removeprefix("ON_BUSY_").lower()) if number else OnBusy.REJECT  # type: ignore[arg-type]  # checked just above
 
     def _start_time(self, value: int) -> int:
         if value < 0:
@@ -272,7 +283,19 @@ class Reader:
             parameters_json=self._parameters(path, tool),
             executor=Executor.CLIENT,
             result_schema_json=self._schema(f"{path}.result_schema_json", tool.result_schema_json, any_type=True),
+            timeout=self._span(f"{path}.timeout", tool.timeout, tool.HasField("timeout")),
+            on_timeout=self._on_timeout(path, tool),
         )
+
+    def _on_timeout(self, path: str, tool: tools_pb2.ClientToolSchema) -> OnTimeout:
+        if tool.on_timeout not in tools_pb2.OnTimeout.values():
+            self._add(f"{path}.on_timeout", f"{tool.on_timeout} is not a value of OnTimeout")
+            return OnTimeout.RETURN_ERROR
+        if tool.on_timeout and not tool.HasField("timeout"):
+            self._add(f"{path}.on_timeout", "set without timeout; set both or none")
+        if not tool.on_timeout:
+            return OnTimeout.RETURN_ERROR
+        return OnTimeout(tools_pb2.OnTimeout.Name(tool.on_timeout).removeprefix("ON_TIMEOUT_").lower())
 
     def _parameters(self, path: str, tool: tools_pb2.ClientToolSchema) -> str:
         if tool.HasField("parameters"):

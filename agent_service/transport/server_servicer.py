@@ -25,6 +25,8 @@ CAPABILITIES = (
     "dry_run",
     "agents",
     "inbox",
+    "deadlines",
+    "on_busy",
 )
 """What clients may rely on."""
 

@@ -72,6 +72,7 @@ def pending_calls(calls: Iterable[PendingCall]) -> list[tools_pb2.PendingToolCal
             arguments_json=call.arguments_json,
             kind=_KIND[call.kind],
             index=call.index,
+            deadline=timestamp(call.deadline),
         )
         for call in calls
     ]
@@ -212,6 +213,7 @@ def run(snapshot: Snapshot) -> runs_pb2.Run:
         labels=value.labels,
         overridden_tools=value.overridden_tools,
         agent_revision=value.agent_revision,
+        pause_expire_time=timestamp(value.pause_expire_time),
     )
     if value.stop_reason is not None:
         result.stop_reason = _STOP_REASON[value.stop_reason]

@@ -50,6 +50,44 @@ ON_DISCONNECT_CANCEL: OnDisconnect.ValueType  # 2
 """The run is cancelled."""
 Global___OnDisconnect: _TypeAlias = OnDisconnect  # noqa: Y015
 
+class _OnBusy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OnBusyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnBusy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ON_BUSY_UNSPECIFIED: _OnBusy.ValueType  # 0
+    """Treated as ON_BUSY_REJECT."""
+    ON_BUSY_REJECT: _OnBusy.ValueType  # 1
+    """Refused: FAILED_PRECONDITION with the pending calls where the run is paused, else ABORTED with its id."""
+    ON_BUSY_SUPERSEDE: _OnBusy.ValueType  # 2
+    """The run that is RUNNING or PAUSED ends as CANCELLED with STOP_REASON_SUPERSEDED, its open calls get outcomes that the
+    model can read, and the new run starts, all in one transaction. Queued runs stay queued.
+    """
+    ON_BUSY_ENQUEUE: _OnBusy.ValueType  # 3
+    """The run is QUEUED behind those before it, in the order of the starts, and begins when its turn comes, also after a
+    crash. Its input becomes part of the conversation then. `Step` and `Stream` wait; at most
+    `Limits.max_queued_runs` wait in a conversation.
+    """
+
+class OnBusy(_OnBusy, metaclass=_OnBusyEnumTypeWrapper):
+    """What a start does where its conversation is busy. An INTERRUPTED run does not make it busy: it is settled as FAILED."""
+
+ON_BUSY_UNSPECIFIED: OnBusy.ValueType  # 0
+"""Treated as ON_BUSY_REJECT."""
+ON_BUSY_REJECT: OnBusy.ValueType  # 1
+"""Refused: FAILED_PRECONDITION with the pending calls where the run is paused, else ABORTED with its id."""
+ON_BUSY_SUPERSEDE: OnBusy.ValueType  # 2
+"""The run that is RUNNING or PAUSED ends as CANCELLED with STOP_REASON_SUPERSEDED, its open calls get outcomes that the
+model can read, and the new run starts, all in one transaction. Queued runs stay queued.
+"""
+ON_BUSY_ENQUEUE: OnBusy.ValueType  # 3
+"""The run is QUEUED behind those before it, in the order of the starts, and begins when its turn comes, also after a
+crash. Its input becomes part of the conversation then. `Step` and `Stream` wait; at most
+`Limits.max_queued_runs` wait in a conversation.
+"""
+Global___OnBusy: _TypeAlias = OnBusy  # noqa: Y015
+
 @_typing.final
 class StepRequest(_message.Message):
     """Starts a run."""
@@ -94,6 +132,8 @@ class StepRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     PARALLEL_TOOL_CALLS_FIELD_NUMBER: _builtins.int
     RUN_TIMEOUT_FIELD_NUMBER: _builtins.int
+    PAUSE_TTL_FIELD_NUMBER: _builtins.int
+    ON_BUSY_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """The agent; empty means the server's default agent."""
     conversation_id: _builtins.str
@@ -125,6 +165,8 @@ class StepRequest(_message.Message):
     """Another system prompt than the agent's, for this run."""
     parallel_tool_calls: _builtins.bool
     """Whether the model may make several calls in one answer; unset leaves it to the endpoint."""
+    on_busy: Global___OnBusy.ValueType
+    """What happens where the conversation has a run that is RUNNING, PAUSED or QUEUED; unset means ON_BUSY_REJECT."""
     @_builtins.property
     def input_messages(self) -> _containers.RepeatedCompositeFieldContainer[_messages_pb2.InputMessage]:
         """What is said; at least one."""
@@ -157,6 +199,12 @@ class StepRequest(_message.Message):
         STOP_REASON_ERROR and RUN_TIMED_OUT. Unset means without end; below one millisecond is refused.
         """
 
+    @_builtins.property
+    def pause_ttl(self) -> _duration_pb2.Duration:
+        """How long the run may be PAUSED at a time; then it is EXPIRED, and so are its pending calls. Unset means seven days;
+        below one millisecond is refused.
+        """
+
     def __init__(
         self,
         *,
@@ -178,10 +226,12 @@ class StepRequest(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         parallel_tool_calls: _builtins.bool | None = ...,
         run_timeout: _duration_pb2.Duration | None = ...,
+        pause_ttl: _duration_pb2.Duration | None = ...,
+        on_busy: Global___OnBusy.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps", "_parallel_tool_calls", b"_parallel_tool_calls", "_use_assistant_message", b"_use_assistant_message", "max_steps", b"max_steps", "max_wait", b"max_wait", "parallel_tool_calls", b"parallel_tool_calls", "run_timeout", b"run_timeout", "tool_choice", b"tool_choice", "use_assistant_message", b"use_assistant_message"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps", "_parallel_tool_calls", b"_parallel_tool_calls", "_use_assistant_message", b"_use_assistant_message", "max_steps", b"max_steps", "max_wait", b"max_wait", "parallel_tool_calls", b"parallel_tool_calls", "pause_ttl", b"pause_ttl", "run_timeout", b"run_timeout", "tool_choice", b"tool_choice", "use_assistant_message", b"use_assistant_message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps", "_parallel_tool_calls", b"_parallel_tool_calls", "_use_assistant_message", b"_use_assistant_message", "agent_id", b"agent_id", "background", b"background", "client_tools", b"client_tools", "conversation_id", b"conversation_id", "include_return_message_types", b"include_return_message_types", "input_messages", b"input_messages", "labels", b"labels", "max_steps", b"max_steps", "max_wait", b"max_wait", "model", b"model", "on_disconnect", b"on_disconnect", "parallel_tool_calls", b"parallel_tool_calls", "request_start_timestamp_ns", b"request_start_timestamp_ns", "run_id", b"run_id", "run_timeout", b"run_timeout", "system_prompt", b"system_prompt", "tool_choice", b"tool_choice", "use_assistant_message", b"use_assistant_message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps", "_parallel_tool_calls", b"_parallel_tool_calls", "_use_assistant_message", b"_use_assistant_message", "agent_id", b"agent_id", "background", b"background", "client_tools", b"client_tools", "conversation_id", b"conversation_id", "include_return_message_types", b"include_return_message_types", "input_messages", b"input_messages", "labels", b"labels", "max_steps", b"max_steps", "max_wait", b"max_wait", "model", b"model", "on_busy", b"on_busy", "on_disconnect", b"on_disconnect", "parallel_tool_calls", b"parallel_tool_calls", "pause_ttl", b"pause_ttl", "request_start_timestamp_ns", b"request_start_timestamp_ns", "run_id", b"run_id", "run_timeout", b"run_timeout", "system_prompt", b"system_prompt", "tool_choice", b"tool_choice", "use_assistant_message", b"use_assistant_message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_steps: _TypeAlias = _typing.Literal["max_steps"]  # noqa: Y015
     _WhichOneofArgType__max_steps: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps"]  # noqa: Y015

@@ -212,6 +212,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Metadata: run_id; status.
     Message: "run_id: run_8f is COMPLETED; only an INTERRUPTED run can be retried"
     """
+    ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 31
+    """As many runs as allowed wait in the conversation already (ON_BUSY_ENQUEUE). Try again when one of them has begun,
+    not before the delay in RetryInfo.
+    Code: RESOURCE_EXHAUSTED.
+    Metadata: conversation_id.
+    Message: "conversation conv_2c has 16 runs that wait; try again later"
+    """
     ERROR_REASON_LLM_UNAVAILABLE: _ErrorReason.ValueType  # 40
     """Reasons of runs that failed or were interrupted (`RunError.reason`).
 
@@ -261,6 +268,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The run was running for longer than its `run_timeout`.
     Run: FAILED with STOP_REASON_ERROR.
     Message: "the run was running for longer than its timeout of 0.05 s"
+    """
+    ERROR_REASON_CALL_TIMED_OUT: _ErrorReason.ValueType  # 48
+    """A call was not answered in time, and its tool says that this ends the run (ON_TIMEOUT_FAIL_RUN).
+    Run: FAILED with STOP_REASON_EXPIRED.
+    Metadata: tool_call_id.
+    Message: "call_1a (get_secret_code) was not answered within 0.05 s"
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -458,6 +471,13 @@ Code: FAILED_PRECONDITION.
 Metadata: run_id; status.
 Message: "run_id: run_8f is COMPLETED; only an INTERRUPTED run can be retried"
 """
+ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 31
+"""As many runs as allowed wait in the conversation already (ON_BUSY_ENQUEUE). Try again when one of them has begun,
+not before the delay in RetryInfo.
+Code: RESOURCE_EXHAUSTED.
+Metadata: conversation_id.
+Message: "conversation conv_2c has 16 runs that wait; try again later"
+"""
 ERROR_REASON_LLM_UNAVAILABLE: ErrorReason.ValueType  # 40
 """Reasons of runs that failed or were interrupted (`RunError.reason`).
 
@@ -507,6 +527,12 @@ ERROR_REASON_RUN_TIMED_OUT: ErrorReason.ValueType  # 47
 """The run was running for longer than its `run_timeout`.
 Run: FAILED with STOP_REASON_ERROR.
 Message: "the run was running for longer than its timeout of 0.05 s"
+"""
+ERROR_REASON_CALL_TIMED_OUT: ErrorReason.ValueType  # 48
+"""A call was not answered in time, and its tool says that this ends the run (ON_TIMEOUT_FAIL_RUN).
+Run: FAILED with STOP_REASON_EXPIRED.
+Metadata: tool_call_id.
+Message: "call_1a (get_secret_code) was not answered within 0.05 s"
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 

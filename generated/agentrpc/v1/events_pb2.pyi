@@ -40,6 +40,8 @@ class _RunCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunCause.Val
     """RetryRun."""
     RUN_CAUSE_RECOVERY: _RunCause.ValueType  # 4
     """The process that worked on it was lost."""
+    RUN_CAUSE_DEADLINE: _RunCause.ValueType  # 5
+    """The last call that was waited for got no answer in time."""
 
 class RunCause(_RunCause, metaclass=_RunCauseEnumTypeWrapper):
     """What made a run start or go on."""
@@ -54,6 +56,8 @@ RUN_CAUSE_RETRY: RunCause.ValueType  # 3
 """RetryRun."""
 RUN_CAUSE_RECOVERY: RunCause.ValueType  # 4
 """The process that worked on it was lost."""
+RUN_CAUSE_DEADLINE: RunCause.ValueType  # 5
+"""The last call that was waited for got no answer in time."""
 Global___RunCause: _TypeAlias = RunCause  # noqa: Y015
 
 @_typing.final

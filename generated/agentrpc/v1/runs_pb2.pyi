@@ -236,6 +236,7 @@ class Run(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     OVERRIDDEN_TOOLS_FIELD_NUMBER: _builtins.int
     AGENT_REVISION_FIELD_NUMBER: _builtins.int
+    PAUSE_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Chosen by the caller, or issued."""
     conversation_id: _builtins.str
@@ -300,6 +301,10 @@ class Run(_message.Message):
     def overridden_tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of server tools that a client tool of this run overrides."""
 
+    @_builtins.property
+    def pause_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When a PAUSED run becomes EXPIRED, or an INTERRUPTED one FAILED, unless it goes on before; unset in any other status."""
+
     def __init__(
         self,
         *,
@@ -325,10 +330,11 @@ class Run(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         overridden_tools: _abc.Iterable[_builtins.str] | None = ...,
         agent_revision: _builtins.int = ...,
+        pause_expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_request_to_first_token_ns", b"_request_to_first_token_ns", "_stop_reason", b"_stop_reason", "_time_to_first_token_ns", b"_time_to_first_token_ns", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "first_token_time", b"first_token_time", "request_to_first_token_ns", b"request_to_first_token_ns", "stop_reason", b"stop_reason", "time_to_first_token_ns", b"time_to_first_token_ns", "update_time", b"update_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_request_to_first_token_ns", b"_request_to_first_token_ns", "_stop_reason", b"_stop_reason", "_time_to_first_token_ns", b"_time_to_first_token_ns", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "first_token_time", b"first_token_time", "pause_expire_time", b"pause_expire_time", "request_to_first_token_ns", b"request_to_first_token_ns", "stop_reason", b"stop_reason", "time_to_first_token_ns", b"time_to_first_token_ns", "update_time", b"update_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_to_first_token_ns", b"_request_to_first_token_ns", "_stop_reason", b"_stop_reason", "_time_to_first_token_ns", b"_time_to_first_token_ns", "agent_id", b"agent_id", "agent_revision", b"agent_revision", "conversation_id", b"conversation_id", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "first_token_time", b"first_token_time", "labels", b"labels", "last_sequence", b"last_sequence", "max_steps", b"max_steps", "model", b"model", "model_attempts", b"model_attempts", "overridden_tools", b"overridden_tools", "pending_tool_calls", b"pending_tool_calls", "request_to_first_token_ns", b"request_to_first_token_ns", "run_id", b"run_id", "status", b"status", "steps_taken", b"steps_taken", "stop_reason", b"stop_reason", "time_to_first_token_ns", b"time_to_first_token_ns", "update_time", b"update_time", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_to_first_token_ns", b"_request_to_first_token_ns", "_stop_reason", b"_stop_reason", "_time_to_first_token_ns", b"_time_to_first_token_ns", "agent_id", b"agent_id", "agent_revision", b"agent_revision", "conversation_id", b"conversation_id", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "first_token_time", b"first_token_time", "labels", b"labels", "last_sequence", b"last_sequence", "max_steps", b"max_steps", "model", b"model", "model_attempts", b"model_attempts", "overridden_tools", b"overridden_tools", "pause_expire_time", b"pause_expire_time", "pending_tool_calls", b"pending_tool_calls", "request_to_first_token_ns", b"request_to_first_token_ns", "run_id", b"run_id", "status", b"status", "steps_taken", b"steps_taken", "stop_reason", b"stop_reason", "time_to_first_token_ns", b"time_to_first_token_ns", "update_time", b"update_time", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__request_to_first_token_ns: _TypeAlias = _typing.Literal["request_to_first_token_ns"]  # noqa: Y015
     _WhichOneofArgType__request_to_first_token_ns: _TypeAlias = _typing.Literal["_request_to_first_token_ns", b"_request_to_first_token_ns"]  # noqa: Y015

@@ -143,6 +143,7 @@ class Limits(_message.Message):
     MAX_LABELS_FIELD_NUMBER: _builtins.int
     DEFAULT_MAX_STEPS_FIELD_NUMBER: _builtins.int
     MAX_CONSECUTIVE_INVALID_STEPS_FIELD_NUMBER: _builtins.int
+    MAX_QUEUED_RUNS_FIELD_NUMBER: _builtins.int
     max_request_bytes: _builtins.int
     """Bytes of one request message."""
     max_response_bytes: _builtins.int
@@ -171,6 +172,8 @@ class Limits(_message.Message):
     """The default of `max_steps`."""
     max_consecutive_invalid_steps: _builtins.int
     """Model answers in a row that hold nothing but refused calls before a run fails with INVALID_TOOL_CALL."""
+    max_queued_runs: _builtins.int
+    """Runs that may wait in one conversation (ON_BUSY_ENQUEUE)."""
     def __init__(
         self,
         *,
@@ -188,10 +191,11 @@ class Limits(_message.Message):
         max_labels: _builtins.int = ...,
         default_max_steps: _builtins.int = ...,
         max_consecutive_invalid_steps: _builtins.int = ...,
+        max_queued_runs: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_max_steps", b"default_max_steps", "max_client_tools", b"max_client_tools", "max_consecutive_invalid_steps", b"max_consecutive_invalid_steps", "max_input_bytes", b"max_input_bytes", "max_labels", b"max_labels", "max_model_response_arguments_bytes", b"max_model_response_arguments_bytes", "max_page_size", b"max_page_size", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_server_tool_result_bytes", b"max_server_tool_result_bytes", "max_tool_arguments_bytes", b"max_tool_arguments_bytes", "max_tool_return_bytes", b"max_tool_return_bytes", "max_tool_schema_bytes", b"max_tool_schema_bytes", "max_tool_schema_depth", b"max_tool_schema_depth"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_max_steps", b"default_max_steps", "max_client_tools", b"max_client_tools", "max_consecutive_invalid_steps", b"max_consecutive_invalid_steps", "max_input_bytes", b"max_input_bytes", "max_labels", b"max_labels", "max_model_response_arguments_bytes", b"max_model_response_arguments_bytes", "max_page_size", b"max_page_size", "max_queued_runs", b"max_queued_runs", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_server_tool_result_bytes", b"max_server_tool_result_bytes", "max_tool_arguments_bytes", b"max_tool_arguments_bytes", "max_tool_return_bytes", b"max_tool_return_bytes", "max_tool_schema_bytes", b"max_tool_schema_bytes", "max_tool_schema_depth", b"max_tool_schema_depth"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,8 +6,10 @@ isort:skip_file
 from agentrpc.v1 import content_pb2 as _content_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -20,6 +22,40 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _OnTimeout:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OnTimeoutEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnTimeout.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ON_TIMEOUT_UNSPECIFIED: _OnTimeout.ValueType  # 0
+    """Treated as ON_TIMEOUT_RETURN_ERROR."""
+    ON_TIMEOUT_RETURN_ERROR: _OnTimeout.ValueType  # 1
+    """The call's outcome is EXPIRED; the model is told that the outcome is unknown and the tool may have been executed.
+    When no other call is pending the run goes on.
+    """
+    ON_TIMEOUT_FAIL_RUN: _OnTimeout.ValueType  # 2
+    """The same, and the run ends as FAILED with STOP_REASON_EXPIRED; its other pending calls are CANCELLED."""
+    ON_TIMEOUT_KEEP_WAITING: _OnTimeout.ValueType  # 3
+    """Nothing: `deadline` is shown to those who answer, and the call waits on until the pause itself ends."""
+
+class OnTimeout(_OnTimeout, metaclass=_OnTimeoutEnumTypeWrapper):
+    """What happens when nobody answers a call in time. An answer after that is refused with FAILED_PRECONDITION, with the
+    reason and the time (but for ON_TIMEOUT_KEEP_WAITING).
+    """
+
+ON_TIMEOUT_UNSPECIFIED: OnTimeout.ValueType  # 0
+"""Treated as ON_TIMEOUT_RETURN_ERROR."""
+ON_TIMEOUT_RETURN_ERROR: OnTimeout.ValueType  # 1
+"""The call's outcome is EXPIRED; the model is told that the outcome is unknown and the tool may have been executed.
+When no other call is pending the run goes on.
+"""
+ON_TIMEOUT_FAIL_RUN: OnTimeout.ValueType  # 2
+"""The same, and the run ends as FAILED with STOP_REASON_EXPIRED; its other pending calls are CANCELLED."""
+ON_TIMEOUT_KEEP_WAITING: OnTimeout.ValueType  # 3
+"""Nothing: `deadline` is shown to those who answer, and the call waits on until the pause itself ends."""
+Global___OnTimeout: _TypeAlias = OnTimeout  # noqa: Y015
 
 class _ToolChoiceMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -153,6 +189,8 @@ class ClientToolSchema(_message.Message):
     PARAMETERS_FIELD_NUMBER: _builtins.int
     PARAMETERS_JSON_FIELD_NUMBER: _builtins.int
     RESULT_SCHEMA_JSON_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    ON_TIMEOUT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name the model calls: 1 to 64 letters, digits, '_' or '-'; unique in the request."""
     description: _builtins.str
@@ -166,10 +204,18 @@ class ClientToolSchema(_message.Message):
     """Optional JSON Schema that the text of a successful return must satisfy, read as JSON. A return that does not is
     refused with INVALID_ARGUMENT and the path; the call stays pending.
     """
+    on_timeout: Global___OnTimeout.ValueType
+    """What happens then; unset means ON_TIMEOUT_RETURN_ERROR. Refused without `timeout`."""
     @_builtins.property
     def parameters(self) -> _struct_pb2.Struct:
         """JSON Schema of the arguments, an object schema; handy when typing by hand. Keys are sorted and whole numbers become
         integers. Set this or `parameters_json`, not both; neither means a tool without arguments.
+        """
+
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """How long the caller may take for a call, counted from the pause; then `on_timeout` happens. Unset means as long as
+        the pause may last (`StepRequest.pause_ttl`); below one millisecond is refused.
         """
 
     def __init__(
@@ -180,10 +226,12 @@ class ClientToolSchema(_message.Message):
         parameters: _struct_pb2.Struct | None = ...,
         parameters_json: _builtins.str = ...,
         result_schema_json: _builtins.str = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        on_timeout: Global___OnTimeout.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "parameters", b"parameters", "parameters_json", b"parameters_json", "result_schema_json", b"result_schema_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "on_timeout", b"on_timeout", "parameters", b"parameters", "parameters_json", b"parameters_json", "result_schema_json", b"result_schema_json", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -262,6 +310,7 @@ class PendingToolCall(_message.Message):
     ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
     tool_call_id: _builtins.str
     """The id to answer with."""
     name: _builtins.str
@@ -272,6 +321,10 @@ class PendingToolCall(_message.Message):
     """What is waited for."""
     index: _builtins.int
     """The place of the call in the model's answer: 0, 1, 2, ..."""
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """When the time for an answer is over, by the store's clock; unset without a timeout, and until the run pauses."""
+
     def __init__(
         self,
         *,
@@ -280,10 +333,11 @@ class PendingToolCall(_message.Message):
         arguments_json: _builtins.str = ...,
         kind: Global___PendingKind.ValueType = ...,
         index: _builtins.int = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_json", b"arguments_json", "index", b"index", "kind", b"kind", "name", b"name", "tool_call_id", b"tool_call_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_json", b"arguments_json", "deadline", b"deadline", "index", b"index", "kind", b"kind", "name", b"name", "tool_call_id", b"tool_call_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
