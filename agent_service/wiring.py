@@ -20,6 +20,7 @@ from agent_service.engine.agents import Agents
 from agent_service.engine.commands import Caller
 from agent_service.engine.context import Contexts
 from agent_service.engine.hub import Hub
+from agent_service.engine.inbox import Inbox
 from agent_service.engine.loop import Parts
 from agent_service.engine.model import ModelClient, ModelError, ToolMode
 from agent_service.engine.registry import Registry
@@ -167,17 +168,19 @@ async def service(settings: Settings, endpoint: Endpoint) -> AsyncIterator[Serve
         owner = Owner(new_id("process"), int(settings.lease_seconds * 1e9))
         runs = Runs(parts, Supervisor(_crashed), owner=owner, heartbeat=settings.heartbeat_seconds)
         agents = Agents(configured, registry, runs, provider=endpoint.client.name, default_model=endpoint.name)
+        inbox = Inbox(store, hub)
         server = Server(
             settings.address,
             agents=agents,
             registry=registry,
             runs=runs,
+            inbox=inbox,
             limits=limits,
             caller=Caller(DEFAULT_TENANT),
             reflect=settings.reflection,
             share_port=settings.worker,
         )
-        observers.append(runs.observe)
+        observers.extend((runs.observe, inbox.observe))
         async with Upkeep(runs).going_on():
             await server.start()
             try:

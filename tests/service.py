@@ -113,6 +113,10 @@ class Client:
         request = agent_registry_service_pb2.GetConversationRequest(conversation_id=conversation_id)
         return (await self.registry.GetConversation(request)).conversation
 
+    def watching(self, run_id: str, after: int = 0, **fields: Any) -> Any:
+        """A WatchRun to read from."""
+        return self.runs.WatchRun(run_service_pb2.WatchRunRequest(run_id=run_id, after_sequence=after, **fields))
+
     async def watch(self, run_id: str, after: int = 0, **fields: Any) -> list[Any]:
         """The events of a WatchRun that ends by itself."""
         request = run_service_pb2.WatchRunRequest(run_id=run_id, after_sequence=after, **fields)
@@ -156,7 +160,7 @@ def event_kinds(events: Iterable[Any]) -> list[str]:
 
 def durable(events: Iterable[Any]) -> list[bytes]:
     """The durable events among these, as bytes."""
-    passing = ("text_delta", "reasoning_delta", "tool_call_arguments_delta", "heartbeat", "live")
+    passing = ("text_delta", "reasoning_delta", "tool_call_arguments_delta", "tool_call_progress", "heartbeat", "live")
     return [e.SerializeToString(deterministic=True) for e in events if e.WhichOneof("payload") not in passing]
 
 

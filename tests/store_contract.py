@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -243,9 +243,11 @@ def step(*calls: PlannedCall, text: str = "", **fields: Any) -> StepRecord:
     return StepRecord(text=text, calls=calls, **values)
 
 
-def returns(tool_call_id: str, text: str = "done", *, failed: bool = False, **fields: str) -> CallAnswer:
+def returns(
+    tool_call_id: str, text: str = "done", *, failed: bool = False, token: str = "", **fields: str
+) -> CallAnswer:
     """A tool return."""
-    return _answer(tool_call_id, ReturnAnswer(text, failed, **fields))
+    return replace(_answer(tool_call_id, ReturnAnswer(text, failed, **fields)), claim_token=token)
 
 
 def approves(tool_call_id: str, edited: str = "", note: str = "") -> CallAnswer:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from agentrpc.v1 import agent_registry_service_pb2 as registry_pb
-from agentrpc.v1 import agent_service_pb2, agents_pb2, run_service_pb2, tools_pb2
+from agentrpc.v1 import agent_service_pb2, agents_pb2, inbox_service_pb2, run_service_pb2, tools_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from agent_service import wiring
@@ -224,6 +224,28 @@ async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
     for number in range(16):
         await client.ask("And?", run_id=f"run_{number}", background=True, **waits)
     return lambda: client.ask("And?", run_id="run_more", **waits), {"conversation_id": "conv_2c"}
+
+
+async def claims(client: Client) -> inbox_service_pb2.ClaimedToolCall:
+    """A worker has the call that run_8f waits for."""
+    request = inbox_service_pb2.ClaimToolCallsRequest(worker_id="w1")
+    (claimed,) = (await client.inbox.ClaimToolCalls(request)).calls
+    return claimed
+
+
+@refused("CALL_CLAIMED", ASKED)
+async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
+    call_id = await paused(client)
+    until = str((await claims(client)).call.claim_expire_time.ToNanoseconds())
+    metadata = {"tool_call_id": call_id, "worker_id": "w1", "claim_expire_time": until}
+    return lambda: client.answer("run_8f", returned(call_id, "AZURE")), metadata
+
+
+@refused("CLAIM_LOST", ASKED)
+async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
+    call_id = await paused(client)
+    await claims(client)
+    return lambda: client.answer("run_8f", returned(call_id, "AZURE", claim_token="x")), {"tool_call_id": call_id}
 
 
 @refused("RUN_NOT_INTERRUPTED", says("Hello."))

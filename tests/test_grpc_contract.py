@@ -38,7 +38,8 @@ from agent_service.domain.errors import Reason
 from agent_service.domain.event import DURABLE_TYPES, RunCause
 from agent_service.domain.message import MessageType
 from agent_service.domain.run import AgentKind, RunStatus, StopReason
-from agent_service.domain.tool import Outcome, PendingKind, ToolChoiceMode
+from agent_service.domain.start import OnBusy
+from agent_service.domain.tool import OnTimeout, Outcome, PendingKind, ToolChoiceMode
 from agent_service.engine.limits import Limits
 from agent_service.transport import server
 from agent_service.transport.agent_servicer import AgentServicer
@@ -122,6 +123,8 @@ TWINS: dict[str, Any] = {
     "ToolCallOutcome": Outcome,
     "PendingKind": PendingKind,
     "ToolChoiceMode": ToolChoiceMode,
+    "OnTimeout": OnTimeout,
+    "OnBusy": OnBusy,
 }
 ONLY_IN_REQUESTS = {
     "OnDisconnect": {"continue", "cancel"},
@@ -149,7 +152,7 @@ def test_every_kind_of_message_and_event_has_its_arm() -> None:
     message = messages_pb2.Message.DESCRIPTOR.oneofs_by_name["content"]
     assert {arm.name for arm in message.fields} == {kind.value for kind in MessageType}
     event = events_pb2.RunEvent.DESCRIPTOR.oneofs_by_name["payload"]
-    passing = {"text_delta", "reasoning_delta", "tool_call_arguments_delta", "heartbeat", "live"}
+    passing = {"text_delta", "reasoning_delta", "tool_call_arguments_delta", "tool_call_progress", "heartbeat", "live"}
     assert {arm.name for arm in event.fields} == set(DURABLE_TYPES) | passing
     assert min(arm.number for arm in event.fields) == 10
 

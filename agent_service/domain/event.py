@@ -120,6 +120,14 @@ class Heartbeat:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallProgress:
+    """What the worker that has a call tells of it."""
+
+    tool_call_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Live:
     """A watcher has caught up; `deltas` says whether it will see any."""
 
@@ -128,7 +136,7 @@ class Live:
 
 DurableBody = RunAccepted | RunStarted | RunResumed | MessageStored | ToolReturnsAccepted | StepRestarted | RunStopped
 DeltaBody = TextDelta | ReasoningDelta | ArgumentsDelta
-Body = DurableBody | DeltaBody | Heartbeat | Live
+Body = DurableBody | DeltaBody | Heartbeat | ToolCallProgress | Live
 
 DURABLE_TYPES: dict[str, type[DurableBody]] = {
     "run_accepted": RunAccepted,

@@ -84,23 +84,28 @@ class RunFilter:
 
 @dataclass(frozen=True, slots=True)
 class CallFilter:
-    """Which pending calls; what is empty does not count."""
+    """Which pending calls; what is empty does not count. `labels` are those of the run; `pending_before` is a time."""
 
     agent_id: str = ""
     conversation_id: str = ""
     tool_name: str = ""
     kind: PendingKind | None = None
+    labels: tuple[tuple[str, str], ...] = ()
+    pending_before: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class WaitingCall:
-    """A pending call and where it belongs; `pending_time` is since when it waits."""
+    """A pending call and where it belongs; `pending_time` is since when it waits; `worker_id` has it until
+    `claim_expire_time`, or had it, or is empty."""
 
     call: PendingCall
     run_id: str
     conversation_id: str
     agent_id: str
     pending_time: int
+    worker_id: str = ""
+    claim_expire_time: int = 0
 
 
 def check_same_agent(existing: AgentRecord, definition: AgentDefinition) -> AgentRecord:

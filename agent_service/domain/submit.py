@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from agent_service.domain.claims import check_claim
 from agent_service.domain.draft import Draft, Receipt, Snapshot
 from agent_service.domain.errors import MAX_NAMED, AgentServiceError, FieldViolation, Reason, invalid
 from agent_service.domain.event import RunCause, ToolReturnsAccepted
@@ -43,6 +44,7 @@ class CallAnswer:
     """One answer: `path` is its place in the request, `digest` tells the same answer from another one.
 
     `violation` is set when the answer is against a schema of its tool; it counts only while the call is pending.
+    `claim_token` is that of the worker who answers, empty if the call was not claimed.
     """
 
     tool_call_id: str
@@ -50,6 +52,7 @@ class CallAnswer:
     answer: ReturnAnswer | ApproveAnswer | DenyAnswer
     digest: str
     violation: FieldViolation | None = None
+    claim_token: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +179,7 @@ def _is_fresh(draft: Draft, answer: CallAnswer) -> bool:
         if call.answer_digest == answer.digest:
             return False
         raise _not_pending(call, answer)
+    check_claim(call, answer.claim_token, answer.path, draft.now)
     if call.executor is Executor.CLIENT and isinstance(answer.answer, ApproveAnswer):
         raise AgentServiceError(
             Reason.CALL_NEEDS_TOOL_RETURN,

@@ -73,6 +73,7 @@ class Call:
     the same answer again is told from another one; `answer_sequence` is the number of the receipt that took it.
     `pending_time` is since when it waits for the caller; 0 if it never did. `attempts` counts how often the server
     started it. `timeout` is in nanoseconds, 0 for none; `deadline` is set when the run pauses, 0 before.
+    `worker_id`, `claim_token` and `claim_expire_time` are of its last claim, empty if there was none.
     """
 
     tool_call_id: str
@@ -93,6 +94,14 @@ class Call:
     timeout: int = 0
     on_timeout: OnTimeout = OnTimeout.RETURN_ERROR
     deadline: int = 0
+    worker_id: str = ""
+    claim_token: str = ""
+    claim_expire_time: int = 0
+
+    @property
+    def pending(self) -> bool:
+        """Whether it waits for the caller."""
+        return self.state is CallState.PENDING
 
     @property
     def settled(self) -> bool:

@@ -178,13 +178,19 @@ class Hub:
     def __init__(self, queue_limit: int) -> None:
         self._queue_limit = queue_limit
         self._channels: dict[tuple[str, str], Channel] = {}
-        self._closed = False
+        self.closed = False
 
     def publish(self, tenant: str, run_id: str, events: tuple[Event, ...]) -> None:
         """Passes on what was committed."""
         channel = self._channels.get((tenant, run_id))
         if channel is not None:
             channel.tell(events)
+
+    def pass_on(self, tenant: str, event: Event) -> None:
+        """Shows readers something that is not stored."""
+        channel = self._channels.get((tenant, event.run_id))
+        for subscription in channel.subscriptions if channel is not None else ():
+            subscription.push(event)
 
     @property
     def watched(self) -> tuple[tuple[str, str], ...]:
@@ -202,7 +208,7 @@ class Hub:
         channel = self._channel(tenant, run_id)
         subscription = Subscription(channel, self._queue_limit, deltas)
         channel.subscriptions.append(subscription)
-        if self._closed:
+        if self.closed:
             subscription.close()
         try:
             yield subscription
@@ -225,7 +231,7 @@ class Hub:
 
     def close(self) -> None:
         """Lets readers go, once they have read what they have."""
-        self._closed = True
+        self.closed = True
         for channel in self._channels.values():
             for subscription in channel.subscriptions:
                 subscription.close()

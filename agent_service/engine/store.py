@@ -102,6 +102,12 @@ class RunStore(Protocol):
     async def waiting_calls(self, tenant: str, which: CallFilter, page: Page) -> tuple[WaitingCall, ...]:
         """Pending calls of all runs ordered by `(pending_time, tool_call_id)`."""
 
+    async def claim_calls(
+        self, tenant: str, which: CallFilter, worker_id: str, lease: int, limit: int
+    ) -> tuple[tuple[WaitingCall, str], ...]:
+        """Claims at most `limit` pending calls that no claim holds, for `lease` nanoseconds from now; each with a new
+        token. Of any number of workers that ask at once one gets a call."""
+
     async def delete_run(self, tenant: str, run_id: str) -> None:
         """Forgets a run that is neither RUNNING nor PAUSED nor QUEUED (else RUN_ACTIVE). Its messages stay.
 

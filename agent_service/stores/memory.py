@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from agent_service.domain.claims import claimed
 from agent_service.domain.draft import Change, Draft, NewId, Receipt, RunState, Snapshot
 from agent_service.domain.errors import StaleClaimError
 from agent_service.domain.event import Event
@@ -54,7 +55,15 @@ class StoredRun:
         for call in self.calls.values():
             for pending in pending_of((call,)):
                 run = self.run
-                yield WaitingCall(pending, run.run_id, run.conversation_id, run.agent_id, call.pending_time)
+                yield WaitingCall(
+                    pending,
+                    run.run_id,
+                    run.conversation_id,
+                    run.agent_id,
+                    call.pending_time,
+                    call.worker_id,
+                    call.claim_expire_time,
+                )
 
 
 class MemoryStore:
@@ -181,8 +190,24 @@ class MemoryStore:
 
     async def waiting_calls(self, tenant: str, which: CallFilter, page: Page) -> tuple[WaitingCall, ...]:
         """See RunStore."""
-        waiting = [w for (t, _), s in self.runs.items() if t == tenant for w in s.waiting() if _wanted(w, which)]
+        runs = [s for (t, _), s in self.runs.items() if t == tenant and has_labels(s.run.labels, which.labels)]
+        waiting = [w for stored in runs for w in stored.waiting() if _wanted(w, which)]
         return tuple(in_page(waiting, page, lambda call: (call.pending_time, call.call.tool_call_id)))
+
+    async def claim_calls(
+        self, tenant: str, which: CallFilter, worker_id: str, lease: int, limit: int
+    ) -> tuple[tuple[WaitingCall, str], ...]:
+        """See RunStore."""
+        now = self._clock()
+        result: list[tuple[WaitingCall, str]] = []
+        for waiting in await self.waiting_calls(tenant, which, Page(len(self.runs) * 1000)):
+            if waiting.claim_expire_time > now or len(result) >= limit:
+                continue
+            calls, token = self.runs[tenant, waiting.run_id].calls, self._new_id("claim")
+            call = claimed(calls[waiting.call.tool_call_id], worker_id, token, now + lease)
+            calls[call.tool_call_id] = call
+            result.append((replace(waiting, worker_id=worker_id, claim_expire_time=call.claim_expire_time), token))
+        return tuple(result)
 
     async def delete_run(self, tenant: str, run_id: str) -> None:
         """See RunStore."""
@@ -323,4 +348,5 @@ def _wanted(waiting: WaitingCall, which: CallFilter) -> bool:
         and which.conversation_id in ("", waiting.conversation_id)
         and which.tool_name in ("", waiting.call.name)
         and which.kind in (None, waiting.call.kind)
+        and (not which.pending_before or waiting.pending_time < which.pending_before)
     )

@@ -184,6 +184,16 @@ class SqliteStore:
         """See RunStore."""
         return await self._reader.run(lambda db: lists.load_waiting(db, tenant, which, page))
 
+    async def claim_calls(
+        self, tenant: str, which: CallFilter, worker_id: str, lease: int, limit: int
+    ) -> tuple[tuple[WaitingCall, str], ...]:
+        """See RunStore."""
+
+        def work(db: sqlite3.Connection) -> tuple[tuple[tuple[WaitingCall, str], ...], list[_Published]]:
+            return lists.claim_calls(db, tenant, which, worker_id, self._clock(), lease, limit, self._new_id), []
+
+        return await self._write(work)
+
     async def delete_run(self, tenant: str, run_id: str) -> None:
         """See RunStore."""
 

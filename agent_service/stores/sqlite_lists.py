@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from dataclasses import replace
 
+from agent_service.domain.claims import claimed
 from agent_service.domain.draft import Draft, NewId, Snapshot
 from agent_service.domain.registry import CallFilter, Conversation, Page, RunFilter, WaitingCall
 from agent_service.domain.tool import PendingKind, pending_of
@@ -32,10 +34,11 @@ class _Where:
         if value:
             self.add(condition, value)
 
-    def add_labels(self, column: str, labels: tuple[tuple[str, str], ...]) -> None:
-        """All these labels; keys hold no quotes."""
+    def add_labels(self, column: str, labels: tuple[tuple[str, str], ...], within: str = "") -> None:
+        """All these labels, which are the column or lie `within` it; keys hold no quotes."""
+        path = f"$.{within}" if within else "$"
         for key, value in labels:
-            self.add(f"json_extract({column}, ?) = ?", f'$."{key}"', value)
+            self.add(f"json_extract({column}, ?) = ?", f'{path}."{key}"', value)
 
     def ordered(self, page: Page, time: str, row_id: str) -> str:
         """The rest of the statement: conditions, order and limit of a page."""
@@ -70,12 +73,18 @@ def load_runs(
     )
 
 
-def load_waiting(db: sqlite3.Connection, tenant: str, which: CallFilter, page: Page) -> tuple[WaitingCall, ...]:
-    """A page of pending calls."""
+def load_waiting(
+    db: sqlite3.Connection, tenant: str, which: CallFilter, page: Page, unclaimed_at: int = 0
+) -> tuple[WaitingCall, ...]:
+    """A page of pending calls; with `unclaimed_at` those that no claim holds then."""
     where = _Where("k.tenant = ? AND k.state = 'pending'", tenant)
+    if unclaimed_at:
+        where.add("k.claim_expire_time <= ?", unclaimed_at)
     where.add_if(which.agent_id, "r.agent_id = ?")
     where.add_if(which.conversation_id, "c.conversation_id = ?")
     where.add_if(which.tool_name, "json_extract(k.body, '$.name') = ?")
+    where.add_labels("r.body", which.labels, "labels")
+    where.add_if(which.pending_before, "k.pending_time < ?")
     if which.kind is not None:
         where.add("json_extract(k.body, '$.executor') = ?", _EXECUTOR_OF[which.kind])
     rest = where.ordered(page, "k.pending_time", "k.tool_call_id")
@@ -88,8 +97,35 @@ def load_waiting(db: sqlite3.Connection, tenant: str, which: CallFilter, page: P
     for version, body, run_id, conversation_id, agent_id in rows:
         call = codec.decode_call(version, body)
         (pending,) = pending_of((call,))
-        waiting.append(WaitingCall(pending, run_id, conversation_id, agent_id, call.pending_time))
+        claim = (call.worker_id, call.claim_expire_time)
+        waiting.append(WaitingCall(pending, run_id, conversation_id, agent_id, call.pending_time, *claim))
     return tuple(waiting)
+
+
+def claim_calls(
+    db: sqlite3.Connection,
+    tenant: str,
+    which: CallFilter,
+    worker_id: str,
+    now: int,
+    lease: int,
+    limit: int,
+    new_id: NewId,
+) -> tuple[tuple[WaitingCall, str], ...]:
+    """Claims pending calls that nobody has."""
+    result = []
+    for waiting in load_waiting(db, tenant, which, Page(limit), now):
+        token = new_id("claim")
+        (version, body) = db.execute(
+            "SELECT codec, body FROM calls WHERE tool_call_id = ?", (waiting.call.tool_call_id,)
+        ).fetchone()
+        call = claimed(codec.decode_call(version, body), worker_id, token, now + lease)
+        db.execute(
+            "UPDATE calls SET claim_expire_time = ?, codec = ?, body = ? WHERE tool_call_id = ?",
+            (call.claim_expire_time, codec.CODEC_VERSION, codec.encode(call), call.tool_call_id),
+        )
+        result.append((replace(waiting, worker_id=worker_id, claim_expire_time=call.claim_expire_time), token))
+    return tuple(result)
 
 
 _CONVERSATION = (

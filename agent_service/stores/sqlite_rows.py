@@ -159,9 +159,10 @@ def write_change(db: sqlite3.Connection, tenant: str, run_key: int, conversation
     have no outcome. A row that stays as it is is not written, because that of a run that is over cannot be.
     """
     db.executemany(
-        "INSERT INTO calls (tool_call_id, tenant, run_key, step, pending_time, state, deadline, codec, body) "
-        "VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT (tool_call_id) DO UPDATE SET "
-        "state = excluded.state, deadline = excluded.deadline, codec = excluded.codec, body = excluded.body",
+        "INSERT INTO calls (tool_call_id, tenant, run_key, step, pending_time, state, deadline, claim_expire_time, "
+        "codec, body) VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT (tool_call_id) DO UPDATE SET state = excluded.state, "
+        "deadline = excluded.deadline, claim_expire_time = excluded.claim_expire_time, codec = excluded.codec, "
+        "body = excluded.body",
         [_call_row(tenant, run_key, call) for call in change.calls],
     )
     if change.messages:
@@ -296,9 +297,19 @@ def _event_row(run_key: int, event: Event) -> tuple[int, int, str, int, str, int
     return (run_key, event.sequence, event.step_id, event.create_time, kind, position, codec.CODEC_VERSION, text)
 
 
-def _call_row(tenant: str, run_key: int, c: Call) -> tuple[str, str, int, int, int, str, int, int, str]:
-    state, due, body = c.state.value, expiry.due_time(c), codec.encode(c)
-    return (c.tool_call_id, tenant, run_key, c.step, c.pending_time, state, due, codec.CODEC_VERSION, body)
+def _call_row(tenant: str, run_key: int, c: Call) -> tuple[str, str, int, int, int, str, int, int, int, str]:
+    times = (expiry.due_time(c), c.claim_expire_time)
+    return (
+        c.tool_call_id,
+        tenant,
+        run_key,
+        c.step,
+        c.pending_time,
+        c.state.value,
+        *times,
+        codec.CODEC_VERSION,
+        codec.encode(c),
+    )
 
 
 def _message_row(conversation_key: int, m: Message) -> tuple[int, int, str, str, str, int, str, int, str]:

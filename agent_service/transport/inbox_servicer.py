@@ -1,7 +1,9 @@
-"""InboxService: finds the calls that wait for callers."""
+"""InboxService: finds the calls that wait for callers, and shares them out to workers."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -12,6 +14,7 @@ from agentrpc.v1 import tools_pb2
 from agent_service.domain.registry import CallFilter
 from agent_service.domain.tool import PendingKind
 from agent_service.engine.commands import Caller
+from agent_service.engine.inbox import Inbox
 from agent_service.engine.limits import Limits
 from agent_service.engine.store import RunStore
 from agent_service.transport import translate
@@ -26,11 +29,16 @@ _KINDS = {
     tools_pb2.PENDING_KIND_APPROVAL: PendingKind.APPROVAL,
 }
 
+_LEASE, _LONGEST_LEASE = 30 * 10**9, 24 * 3600 * 10**9
+_MOST_CALLS = 100
+_MOST_PROGRESS = 4096
+
 
 class InboxServicer(pb_grpc.InboxServiceServicer):
-    """Adapts InboxService onto the store."""
+    """Adapts InboxService onto the store and the inbox."""
 
-    def __init__(self, store: RunStore, limits: Limits, caller: Caller) -> None:
+    def __init__(self, inbox: Inbox, store: RunStore, limits: Limits, caller: Caller) -> None:
+        self._inbox = inbox
         self._store = store
         self._limits = limits
         self._caller = caller
@@ -55,3 +63,64 @@ class InboxServicer(pb_grpc.InboxServiceServicer):
         last = calls[len(shown) - 1] if shown and len(shown) < len(calls) else None
         token = write_token(last.pending_time, last.call.tool_call_id) if last else ""
         return pb.ListPendingToolCallsResponse(calls=shown, next_page_token=token)
+
+    async def WatchPendingToolCalls(
+        self, request: pb.WatchPendingToolCallsRequest, context: Context
+    ) -> AsyncGenerator[pb.WatchPendingToolCallsResponse]:
+        reader = Reader(self._limits, "filter.")
+        which = self._filter(reader, request.filter)
+        reader.done()
+        async with aclosing(self._inbox.watch(self._caller.tenant, which)) as changes:
+            async for change in changes:
+                yield translate.inbox_change(change)
+
+    async def ClaimToolCalls(self, request: pb.ClaimToolCallsRequest, context: Context) -> pb.ClaimToolCallsResponse:
+        within = Reader(self._limits, "filter.")
+        which = self._filter(within, request.filter)
+        reader = Reader(self._limits)
+        reader.problems = within.problems
+        worker_id = reader.required_id("worker_id", request.worker_id, "the worker")
+        lease = _lease(reader, request)
+        if not 0 <= request.max_calls <= _MOST_CALLS:
+            reader.problems.add("max_calls", f"{request.max_calls} is not from 1 to {_MOST_CALLS}, or 0 for 1")
+        reader.done()
+        claimed = await self._inbox.claim(self._caller.tenant, which, worker_id, lease, request.max_calls or 1)
+        calls = [pb.ClaimedToolCall(call=translate.waiting_call(call), claim_token=token) for call, token in claimed]
+        return pb.ClaimToolCallsResponse(calls=calls)
+
+    async def ExtendToolCall(self, request: pb.ExtendToolCallRequest, context: Context) -> pb.ExtendToolCallResponse:
+        reader = Reader(self._limits)
+        run_id = reader.required_id("run_id", request.run_id, "the call's run")
+        reader.required_id("tool_call_id", request.tool_call_id, "the call")
+        reader.required_id("claim_token", request.claim_token, "the claim")
+        reader.bounded("progress", request.progress, _MOST_PROGRESS)
+        lease = _lease(reader, request)
+        reader.done()
+        extended = await self._inbox.extend(
+            self._caller.tenant, run_id, request.tool_call_id, request.claim_token, lease, request.progress
+        )
+        return pb.ExtendToolCallResponse(
+            claim_expire_time=translate.timestamp(extended.claim_expire_time),
+            cancel_requested=extended.cancel_requested,
+        )
+
+    def _filter(self, reader: Reader, request: pb.PendingToolCallFilter) -> CallFilter:
+        if request.kind not in _KINDS:
+            reader.problems.add("filter.kind", f"{request.kind} is not a value of PendingKind")
+        age = reader.span("min_age", request.min_age, request.HasField("min_age"))
+        return CallFilter(
+            agent_id=reader.id("agent_id", request.agent_id),
+            conversation_id=reader.id("conversation_id", request.conversation_id),
+            tool_name=request.tool_name,
+            kind=_KINDS.get(request.kind),
+            labels=tuple(sorted(reader.labels(request.labels).items())),
+            pending_before=self._store.now() - age if age else 0,
+        )
+
+
+def _lease(reader: Reader, request: pb.ClaimToolCallsRequest | pb.ExtendToolCallRequest) -> int:
+    """Nanoseconds."""
+    lease = reader.span("lease", request.lease, request.HasField("lease")) or _LEASE
+    if not 10**9 <= lease <= _LONGEST_LEASE:
+        reader.problems.add("lease", f"{lease / 1e9:g} s is not from one second to one day")
+    return lease

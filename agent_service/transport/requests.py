@@ -73,8 +73,8 @@ class Reader:
             system_prompt=request.system_prompt,
             labels=self.labels(request.labels),
             request_start_time=self._start_time(request.request_start_timestamp_ns),
-            run_timeout=self._span("run_timeout", request.run_timeout, request.HasField("run_timeout")),
-            pause_ttl=self._span("pause_ttl", request.pause_ttl, request.HasField("pause_ttl")),
+            run_timeout=self.span("run_timeout", request.run_timeout, request.HasField("run_timeout")),
+            pause_ttl=self.span("pause_ttl", request.pause_ttl, request.HasField("pause_ttl")),
             on_busy=self._on_busy(request.on_busy),
             path=self._prefix,
         )
@@ -208,7 +208,7 @@ class Reader:
             self._add("max_steps", f"{request.max_steps} is below 1; send 1 or more, or leave it unset for {default}")
         return request.max_steps
 
-    def _span(self, field: str, value: Duration, present: bool) -> int:
+    def span(self, field: str, value: Duration, present: bool) -> int:
         """Nanoseconds of a span that means something; 0 when unset."""
         if not present:
             return 0
@@ -283,7 +283,7 @@ class Reader:
             parameters_json=self._parameters(path, tool),
             executor=Executor.CLIENT,
             result_schema_json=self._schema(f"{path}.result_schema_json", tool.result_schema_json, any_type=True),
-            timeout=self._span(f"{path}.timeout", tool.timeout, tool.HasField("timeout")),
+            timeout=self.span(f"{path}.timeout", tool.timeout, tool.HasField("timeout")),
             on_timeout=self._on_timeout(path, tool),
         )
 
@@ -325,7 +325,8 @@ class Reader:
         failed = value.status == tools_pb2.TOOL_RETURN_STATUS_ERROR
         answer = ReturnAnswer(text, failed, value.stdout, value.stderr)
         key = digest(["return", text, failed, value.stdout, value.stderr])
-        return CallAnswer(self._call_id(path, value.tool_call_id), self._prefix + path, answer, key)
+        call_id = self._call_id(path, value.tool_call_id)
+        return CallAnswer(call_id, self._prefix + path, answer, key, claim_token=value.claim_token)
 
     def _approval(self, path: str, value: tools_pb2.ApprovalDecision) -> CallAnswer:
         tool_call_id = self._call_id(path, value.tool_call_id)
@@ -335,11 +336,13 @@ class Reader:
                 self.bounded(f"{path}.approve.edited_arguments_json", edited, self._limits.max_tool_arguments_bytes)
                 self.bounded(f"{path}.approve.note", note, self._limits.max_tool_return_bytes)
                 approve = ApproveAnswer(edited, note)
-                return CallAnswer(tool_call_id, self._prefix + path, approve, digest(["approve", edited, note]))
+                key = digest(["approve", edited, note])
+                return CallAnswer(tool_call_id, self._prefix + path, approve, key, claim_token=value.claim_token)
             case "deny":
                 self.bounded(f"{path}.deny.reason", value.deny.reason, self._limits.max_tool_return_bytes)
                 deny = DenyAnswer(value.deny.reason)
-                return CallAnswer(tool_call_id, self._prefix + path, deny, digest(["deny", value.deny.reason]))
+                key = digest(["deny", value.deny.reason])
+                return CallAnswer(tool_call_id, self._prefix + path, deny, key, claim_token=value.claim_token)
             case _:
                 self._add(f"{path}.decision", "is not set; send approve or deny")
                 return CallAnswer(tool_call_id, self._prefix + path, DenyAnswer(), "")

@@ -24,6 +24,7 @@ from grpc_reflection.v1alpha import reflection
 
 from agent_service.engine.agents import Agents
 from agent_service.engine.commands import Caller
+from agent_service.engine.inbox import Inbox
 from agent_service.engine.limits import MIB, Limits
 from agent_service.engine.registry import Registry
 from agent_service.engine.runs import Runs
@@ -65,6 +66,7 @@ class Server:
         agents: Agents,
         registry: Registry,
         runs: Runs,
+        inbox: Inbox,
         limits: Limits,
         caller: Caller,
         reflect: bool = True,
@@ -74,7 +76,7 @@ class Server:
             interceptors=[Guard(limits.max_request_bytes)], options=_options(limits, share_port)
         )
         self._health = health.aio.HealthServicer()
-        self._add_services(agents, registry, runs, limits, caller)
+        self._add_services(agents, registry, runs, inbox, limits, caller)
         if reflect:
             self._add_reflection()
         try:
@@ -94,7 +96,9 @@ class Server:
         await shut_down()
         await self._server.stop(grace)
 
-    def _add_services(self, agents: Agents, registry: Registry, runs: Runs, limits: Limits, caller: Caller) -> None:
+    def _add_services(
+        self, agents: Agents, registry: Registry, runs: Runs, inbox: Inbox, limits: Limits, caller: Caller
+    ) -> None:
         agent_service_pb2_grpc.add_AgentServiceServicer_to_server(
             AgentServicer(agents, runs, limits, caller), self._server
         )
@@ -106,7 +110,7 @@ class Server:
             ServerServicer(agents, limits, runs.parts.store.name), self._server
         )
         inbox_service_pb2_grpc.add_InboxServiceServicer_to_server(
-            InboxServicer(runs.parts.store, limits, caller), self._server
+            InboxServicer(inbox, runs.parts.store, limits, caller), self._server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 

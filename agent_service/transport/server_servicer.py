@@ -25,6 +25,7 @@ CAPABILITIES = (
     "dry_run",
     "agents",
     "inbox",
+    "claims",
     "deadlines",
     "on_busy",
 )

@@ -28,6 +28,7 @@ from agent_service.domain.run import AgentKind, Run, RunError, RunStatus, StopRe
 from agent_service.domain.tool import Outcome, PendingCall, PendingKind, ToolCall, pending_of
 from agent_service.engine.agents import KnownAgent
 from agent_service.engine.commands import Built
+from agent_service.engine.inbox import Added, Removed, Synced
 from agent_service.engine.limits import Limits
 
 
@@ -86,7 +87,21 @@ def waiting_call(value: WaitingCall) -> inbox_service_pb2.InboxToolCall:
         conversation_id=value.conversation_id,
         agent_id=value.agent_id,
         pending_time=timestamp(value.pending_time),
+        worker_id=value.worker_id,
+        claim_expire_time=timestamp(value.claim_expire_time),
     )
+
+
+def inbox_change(value: Added | Removed | Synced) -> inbox_service_pb2.WatchPendingToolCallsResponse:
+    """What happened in the inbox."""
+    match value:
+        case Added(call):
+            return inbox_service_pb2.WatchPendingToolCallsResponse(added=waiting_call(call))
+        case Removed(call):
+            removed = inbox_service_pb2.RemovedToolCall(tool_call_id=call.call.tool_call_id, run_id=call.run_id)
+            return inbox_service_pb2.WatchPendingToolCallsResponse(removed=removed)
+        case Synced():
+            return inbox_service_pb2.WatchPendingToolCallsResponse(synced=inbox_service_pb2.Synced())
 
 
 def agent(value: KnownAgent) -> agents_pb2.Agent:
@@ -265,6 +280,8 @@ def event(value: ev.Event) -> events_pb2.RunEvent:
             )
         case ev.MessageStored(stored):
             result.message_stored.message.CopyFrom(message(stored))
+        case ev.ToolCallProgress(tool_call_id, text):
+            result.tool_call_progress.CopyFrom(events_pb2.ToolCallProgress(tool_call_id=tool_call_id, text=text))
         case ev.Heartbeat():
             result.heartbeat.SetInParent()
         case ev.Live(deltas):

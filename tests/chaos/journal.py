@@ -10,7 +10,7 @@ from typing import Any
 from agentrpc.v1 import events_pb2, messages_pb2, runs_pb2
 
 DELTAS = ("text_delta", "reasoning_delta", "tool_call_arguments_delta")
-PASSING = (*DELTAS, "heartbeat", "live")
+PASSING = (*DELTAS, "tool_call_progress", "heartbeat", "live")
 """Events that are not stored."""
 TERMINAL = (
     runs_pb2.RUN_STATUS_COMPLETED,

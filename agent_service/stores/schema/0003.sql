@@ -3,3 +3,6 @@
 CREATE INDEX calls_due ON calls (deadline) WHERE state = 'pending' AND deadline > 0;
 CREATE INDEX runs_expiring ON runs (pause_expire_time) WHERE pause_expire_time > 0;
 CREATE INDEX runs_queued ON runs (conversation_key, run_key) WHERE status = 'queued';
+
+-- Until when a worker has a call.
+ALTER TABLE calls ADD COLUMN claim_expire_time INTEGER NOT NULL DEFAULT 0;

@@ -219,6 +219,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Metadata: conversation_id.
     Message: "conversation conv_2c has 16 runs that wait; try again later"
     """
+    ERROR_REASON_CALL_CLAIMED: _ErrorReason.ValueType  # 32
+    """A worker has the call (InboxService). Send its claim_token, or wait until its claim is over.
+    Code: FAILED_PRECONDITION.
+    Metadata: tool_call_id; worker_id; claim_expire_time, Unix nanoseconds.
+    Message: "tool_returns[0]: call_1a (get_secret_code) is claimed by worker 'w1'; send its claim_token, or wait until its claim is over"
+    """
+    ERROR_REASON_CLAIM_LOST: _ErrorReason.ValueType  # 33
+    """The claim_token is not that of the call's last claim: another worker has the call. Stop working on it.
+    Code: ABORTED.
+    Metadata: tool_call_id.
+    Message: "tool_returns[0].claim_token: the claim of call_1a (get_secret_code) is lost; stop working on it"
+    """
     ERROR_REASON_LLM_UNAVAILABLE: _ErrorReason.ValueType  # 40
     """Reasons of runs that failed or were interrupted (`RunError.reason`).
 
@@ -477,6 +489,18 @@ not before the delay in RetryInfo.
 Code: RESOURCE_EXHAUSTED.
 Metadata: conversation_id.
 Message: "conversation conv_2c has 16 runs that wait; try again later"
+"""
+ERROR_REASON_CALL_CLAIMED: ErrorReason.ValueType  # 32
+"""A worker has the call (InboxService). Send its claim_token, or wait until its claim is over.
+Code: FAILED_PRECONDITION.
+Metadata: tool_call_id; worker_id; claim_expire_time, Unix nanoseconds.
+Message: "tool_returns[0]: call_1a (get_secret_code) is claimed by worker 'w1'; send its claim_token, or wait until its claim is over"
+"""
+ERROR_REASON_CLAIM_LOST: ErrorReason.ValueType  # 33
+"""The claim_token is not that of the call's last claim: another worker has the call. Stop working on it.
+Code: ABORTED.
+Metadata: tool_call_id.
+Message: "tool_returns[0].claim_token: the claim of call_1a (get_secret_code) is lost; stop working on it"
 """
 ERROR_REASON_LLM_UNAVAILABLE: ErrorReason.ValueType  # 40
 """Reasons of runs that failed or were interrupted (`RunError.reason`).

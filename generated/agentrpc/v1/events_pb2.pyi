@@ -65,7 +65,7 @@ class RunEvent(_message.Message):
     """One event of a run.
 
     Durable events are stored in the same transaction as the change they tell, are numbered 1, 2, 3, ... in their run
-    without a gap, and are the same on every stream that shows them. Deltas, heartbeats and `live` are not stored and
+    without a gap, and are the same on every stream that shows them. Deltas, progress, heartbeats and `live` are not stored and
     repeat the number of the last durable event. So `sequence` of any event seen is a good `after_sequence`; a client
     that re-attaches skips a durable event it already has, never a delta. Numbers on one stream never go down, and may
     skip where the caller asked for some message types only.
@@ -89,6 +89,7 @@ class RunEvent(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     LIVE_FIELD_NUMBER: _builtins.int
     RUN_STOPPED_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_PROGRESS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     sequence: _builtins.int
@@ -149,6 +150,10 @@ class RunEvent(_message.Message):
     def run_stopped(self) -> Global___RunStopped:
         """Durable: the run stopped, for now or for good."""
 
+    @_builtins.property
+    def tool_call_progress(self) -> Global___ToolCallProgress:
+        """Not stored: what the worker that has a call tells of it; only from the process the worker talks to."""
+
     def __init__(
         self,
         *,
@@ -168,12 +173,13 @@ class RunEvent(_message.Message):
         heartbeat: Global___Heartbeat | None = ...,
         live: Global___Live | None = ...,
         run_stopped: Global___RunStopped | None = ...,
+        tool_call_progress: Global___ToolCallProgress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "heartbeat", b"heartbeat", "live", b"live", "message_stored", b"message_stored", "payload", b"payload", "reasoning_delta", b"reasoning_delta", "run_accepted", b"run_accepted", "run_resumed", b"run_resumed", "run_started", b"run_started", "run_stopped", b"run_stopped", "step_restarted", b"step_restarted", "text_delta", b"text_delta", "tool_call_arguments_delta", b"tool_call_arguments_delta", "tool_returns_accepted", b"tool_returns_accepted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "heartbeat", b"heartbeat", "live", b"live", "message_stored", b"message_stored", "payload", b"payload", "reasoning_delta", b"reasoning_delta", "run_accepted", b"run_accepted", "run_resumed", b"run_resumed", "run_started", b"run_started", "run_stopped", b"run_stopped", "step_restarted", b"step_restarted", "text_delta", b"text_delta", "tool_call_arguments_delta", b"tool_call_arguments_delta", "tool_call_progress", b"tool_call_progress", "tool_returns_accepted", b"tool_returns_accepted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "heartbeat", b"heartbeat", "live", b"live", "message_stored", b"message_stored", "payload", b"payload", "reasoning_delta", b"reasoning_delta", "run_accepted", b"run_accepted", "run_id", b"run_id", "run_resumed", b"run_resumed", "run_started", b"run_started", "run_stopped", b"run_stopped", "sequence", b"sequence", "step_id", b"step_id", "step_restarted", b"step_restarted", "text_delta", b"text_delta", "tool_call_arguments_delta", b"tool_call_arguments_delta", "tool_returns_accepted", b"tool_returns_accepted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "heartbeat", b"heartbeat", "live", b"live", "message_stored", b"message_stored", "payload", b"payload", "reasoning_delta", b"reasoning_delta", "run_accepted", b"run_accepted", "run_id", b"run_id", "run_resumed", b"run_resumed", "run_started", b"run_started", "run_stopped", b"run_stopped", "sequence", b"sequence", "step_id", b"step_id", "step_restarted", b"step_restarted", "text_delta", b"text_delta", "tool_call_arguments_delta", b"tool_call_arguments_delta", "tool_call_progress", b"tool_call_progress", "tool_returns_accepted", b"tool_returns_accepted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["run_accepted", "run_started", "run_resumed", "text_delta", "reasoning_delta", "tool_call_arguments_delta", "message_stored", "tool_returns_accepted", "step_restarted", "heartbeat", "live", "run_stopped"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["run_accepted", "run_started", "run_resumed", "text_delta", "reasoning_delta", "tool_call_arguments_delta", "message_stored", "tool_returns_accepted", "step_restarted", "heartbeat", "live", "run_stopped", "tool_call_progress"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
@@ -298,6 +304,32 @@ class TextDelta(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TextDelta: _TypeAlias = TextDelta  # noqa: Y015
+
+@_typing.final
+class ToolCallProgress(_message.Message):
+    """A worker tells how far it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    tool_call_id: _builtins.str
+    """The call."""
+    text: _builtins.str
+    """In words."""
+    def __init__(
+        self,
+        *,
+        tool_call_id: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "tool_call_id", b"tool_call_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCallProgress: _TypeAlias = ToolCallProgress  # noqa: Y015
 
 @_typing.final
 class ReasoningDelta(_message.Message):

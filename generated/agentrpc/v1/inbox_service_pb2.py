@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from agentrpc.v1 import sort_order_pb2 as agentrpc_dot_v1_dot_sort__order__pb2
 from agentrpc.v1 import tools_pb2 as agentrpc_dot_v1_dot_tools__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61gentrpc/v1/inbox_service.proto\x12\x0b\x61gentrpc.v1\x1a\x1c\x61gentrpc/v1/sort_order.proto\x1a\x17\x61gentrpc/v1/tools.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd1\x01\n\x1bListPendingToolCallsRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12\x11\n\ttool_name\x18\x03 \x01(\t\x12&\n\x04kind\x18\x04 \x01(\x0e\x32\x18.agentrpc.v1.PendingKind\x12%\n\x05order\x18\x05 \x01(\x0e\x32\x16.agentrpc.v1.SortOrder\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\"b\n\x1cListPendingToolCallsResponse\x12)\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x1a.agentrpc.v1.InboxToolCall\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa8\x01\n\rInboxToolCall\x12*\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x1c.agentrpc.v1.PendingToolCall\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x03 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x04 \x01(\t\x12\x30\n\x0cpending_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2{\n\x0cInboxService\x12k\n\x14ListPendingToolCalls\x12(.agentrpc.v1.ListPendingToolCallsRequest\x1a).agentrpc.v1.ListPendingToolCallsResponseBL\n\x0f\x63om.agentrpc.v1B\x11InboxServiceProtoP\x01Z\x16\x61gentrpc/v1;agentrpcv1\xaa\x02\x0b\x41gentRpc.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61gentrpc/v1/inbox_service.proto\x12\x0b\x61gentrpc.v1\x1a\x1c\x61gentrpc/v1/sort_order.proto\x1a\x17\x61gentrpc/v1/tools.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x98\x02\n\x15PendingToolCallFilter\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12\x11\n\ttool_name\x18\x03 \x01(\t\x12&\n\x04kind\x18\x04 \x01(\x0e\x32\x18.agentrpc.v1.PendingKind\x12>\n\x06labels\x18\x05 \x03(\x0b\x32..agentrpc.v1.PendingToolCallFilter.LabelsEntry\x12*\n\x07min_age\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"R\n\x1cWatchPendingToolCallsRequest\x12\x32\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\".agentrpc.v1.PendingToolCallFilter\"\xae\x01\n\x1dWatchPendingToolCallsResponse\x12+\n\x05\x61\x64\x64\x65\x64\x18\x01 \x01(\x0b\x32\x1a.agentrpc.v1.InboxToolCallH\x00\x12/\n\x07removed\x18\x02 \x01(\x0b\x32\x1c.agentrpc.v1.RemovedToolCallH\x00\x12%\n\x06synced\x18\x03 \x01(\x0b\x32\x13.agentrpc.v1.SyncedH\x00\x42\x08\n\x06\x63hange\"7\n\x0fRemovedToolCall\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\"\x08\n\x06Synced\"\x9b\x01\n\x15\x43laimToolCallsRequest\x12\x32\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\".agentrpc.v1.PendingToolCallFilter\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tmax_calls\x18\x04 \x01(\x05\"E\n\x16\x43laimToolCallsResponse\x12+\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x1c.agentrpc.v1.ClaimedToolCall\"P\n\x0f\x43laimedToolCall\x12(\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x1a.agentrpc.v1.InboxToolCall\x12\x13\n\x0b\x63laim_token\x18\x02 \x01(\t\"\x8e\x01\n\x15\x45xtendToolCallRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x02 \x01(\t\x12\x13\n\x0b\x63laim_token\x18\x03 \x01(\t\x12(\n\x05lease\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08progress\x18\x05 \x01(\t\"i\n\x16\x45xtendToolCallResponse\x12\x35\n\x11\x63laim_expire_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10\x63\x61ncel_requested\x18\x02 \x01(\x08\"\xd1\x01\n\x1bListPendingToolCallsRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12\x11\n\ttool_name\x18\x03 \x01(\t\x12&\n\x04kind\x18\x04 \x01(\x0e\x32\x18.agentrpc.v1.PendingKind\x12%\n\x05order\x18\x05 \x01(\x0e\x32\x16.agentrpc.v1.SortOrder\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\"b\n\x1cListPendingToolCallsResponse\x12)\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x1a.agentrpc.v1.InboxToolCall\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xf2\x01\n\rInboxToolCall\x12*\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x1c.agentrpc.v1.PendingToolCall\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x03 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x04 \x01(\t\x12\x30\n\x0cpending_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tworker_id\x18\x06 \x01(\t\x12\x35\n\x11\x63laim_expire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xa3\x03\n\x0cInboxService\x12k\n\x14ListPendingToolCalls\x12(.agentrpc.v1.ListPendingToolCallsRequest\x1a).agentrpc.v1.ListPendingToolCallsResponse\x12p\n\x15WatchPendingToolCalls\x12).agentrpc.v1.WatchPendingToolCallsRequest\x1a*.agentrpc.v1.WatchPendingToolCallsResponse0\x01\x12Y\n\x0e\x43laimToolCalls\x12\".agentrpc.v1.ClaimToolCallsRequest\x1a#.agentrpc.v1.ClaimToolCallsResponse\x12Y\n\x0e\x45xtendToolCall\x12\".agentrpc.v1.ExtendToolCallRequest\x1a#.agentrpc.v1.ExtendToolCallResponseBL\n\x0f\x63om.agentrpc.v1B\x11InboxServiceProtoP\x01Z\x16\x61gentrpc/v1;agentrpcv1\xaa\x02\x0b\x41gentRpc.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,12 +36,36 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'agentrpc.v1.inbox_service_p
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\017com.agentrpc.v1B\021InboxServiceProtoP\001Z\026agentrpc/v1;agentrpcv1\252\002\013AgentRpc.V1'
-  _globals['_LISTPENDINGTOOLCALLSREQUEST']._serialized_start=137
-  _globals['_LISTPENDINGTOOLCALLSREQUEST']._serialized_end=346
-  _globals['_LISTPENDINGTOOLCALLSRESPONSE']._serialized_start=348
-  _globals['_LISTPENDINGTOOLCALLSRESPONSE']._serialized_end=446
-  _globals['_INBOXTOOLCALL']._serialized_start=449
-  _globals['_INBOXTOOLCALL']._serialized_end=617
-  _globals['_INBOXSERVICE']._serialized_start=619
-  _globals['_INBOXSERVICE']._serialized_end=742
+  _globals['_PENDINGTOOLCALLFILTER_LABELSENTRY']._loaded_options = None
+  _globals['_PENDINGTOOLCALLFILTER_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_PENDINGTOOLCALLFILTER']._serialized_start=169
+  _globals['_PENDINGTOOLCALLFILTER']._serialized_end=449
+  _globals['_PENDINGTOOLCALLFILTER_LABELSENTRY']._serialized_start=404
+  _globals['_PENDINGTOOLCALLFILTER_LABELSENTRY']._serialized_end=449
+  _globals['_WATCHPENDINGTOOLCALLSREQUEST']._serialized_start=451
+  _globals['_WATCHPENDINGTOOLCALLSREQUEST']._serialized_end=533
+  _globals['_WATCHPENDINGTOOLCALLSRESPONSE']._serialized_start=536
+  _globals['_WATCHPENDINGTOOLCALLSRESPONSE']._serialized_end=710
+  _globals['_REMOVEDTOOLCALL']._serialized_start=712
+  _globals['_REMOVEDTOOLCALL']._serialized_end=767
+  _globals['_SYNCED']._serialized_start=769
+  _globals['_SYNCED']._serialized_end=777
+  _globals['_CLAIMTOOLCALLSREQUEST']._serialized_start=780
+  _globals['_CLAIMTOOLCALLSREQUEST']._serialized_end=935
+  _globals['_CLAIMTOOLCALLSRESPONSE']._serialized_start=937
+  _globals['_CLAIMTOOLCALLSRESPONSE']._serialized_end=1006
+  _globals['_CLAIMEDTOOLCALL']._serialized_start=1008
+  _globals['_CLAIMEDTOOLCALL']._serialized_end=1088
+  _globals['_EXTENDTOOLCALLREQUEST']._serialized_start=1091
+  _globals['_EXTENDTOOLCALLREQUEST']._serialized_end=1233
+  _globals['_EXTENDTOOLCALLRESPONSE']._serialized_start=1235
+  _globals['_EXTENDTOOLCALLRESPONSE']._serialized_end=1340
+  _globals['_LISTPENDINGTOOLCALLSREQUEST']._serialized_start=1343
+  _globals['_LISTPENDINGTOOLCALLSREQUEST']._serialized_end=1552
+  _globals['_LISTPENDINGTOOLCALLSRESPONSE']._serialized_start=1554
+  _globals['_LISTPENDINGTOOLCALLSRESPONSE']._serialized_end=1652
+  _globals['_INBOXTOOLCALL']._serialized_start=1655
+  _globals['_INBOXTOOLCALL']._serialized_end=1897
+  _globals['_INBOXSERVICE']._serialized_start=1900
+  _globals['_INBOXSERVICE']._serialized_end=2319
 # @@protoc_insertion_point(module_scope)

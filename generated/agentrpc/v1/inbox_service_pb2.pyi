@@ -7,6 +7,7 @@ from agentrpc.v1 import sort_order_pb2 as _sort_order_pb2
 from agentrpc.v1 import tools_pb2 as _tools_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -20,6 +21,335 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+@_typing.final
+class PendingToolCallFilter(_message.Message):
+    """Which calls. Filters that are set must all hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
+    TOOL_NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    MIN_AGE_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.str
+    """Of runs of this agent."""
+    conversation_id: _builtins.str
+    """Of this conversation."""
+    tool_name: _builtins.str
+    """Of this tool."""
+    kind: _tools_pb2.PendingKind.ValueType
+    """Of this kind; unset means both."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Of runs with all of these labels."""
+
+    @_builtins.property
+    def min_age(self) -> _duration_pb2.Duration:
+        """That wait for longer than this, at the time of the request."""
+
+    def __init__(
+        self,
+        *,
+        agent_id: _builtins.str = ...,
+        conversation_id: _builtins.str = ...,
+        tool_name: _builtins.str = ...,
+        kind: _tools_pb2.PendingKind.ValueType = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        min_age: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["min_age", b"min_age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "conversation_id", b"conversation_id", "kind", b"kind", "labels", b"labels", "min_age", b"min_age", "tool_name", b"tool_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PendingToolCallFilter: _TypeAlias = PendingToolCallFilter  # noqa: Y015
+
+@_typing.final
+class WatchPendingToolCallsRequest(_message.Message):
+    """What to watch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def filter(self) -> Global___PendingToolCallFilter:
+        """Which calls; unset means all."""
+
+    def __init__(
+        self,
+        *,
+        filter: Global___PendingToolCallFilter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchPendingToolCallsRequest: _TypeAlias = WatchPendingToolCallsRequest  # noqa: Y015
+
+@_typing.final
+class WatchPendingToolCallsResponse(_message.Message):
+    """One thing that happened."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    SYNCED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def added(self) -> Global___InboxToolCall:
+        """A call waits, or is claimed otherwise than told before."""
+
+    @_builtins.property
+    def removed(self) -> Global___RemovedToolCall:
+        """A call waits no more."""
+
+    @_builtins.property
+    def synced(self) -> Global___Synced:
+        """All that waited at first has been told."""
+
+    def __init__(
+        self,
+        *,
+        added: Global___InboxToolCall | None = ...,
+        removed: Global___RemovedToolCall | None = ...,
+        synced: Global___Synced | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "change", b"change", "removed", b"removed", "synced", b"synced"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "change", b"change", "removed", b"removed", "synced", b"synced"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["added", "removed", "synced"]  # noqa: Y015
+    _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
+
+Global___WatchPendingToolCallsResponse: _TypeAlias = WatchPendingToolCallsResponse  # noqa: Y015
+
+@_typing.final
+class RemovedToolCall(_message.Message):
+    """A call that waits no more: it was answered, or is over in another way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    tool_call_id: _builtins.str
+    """The call."""
+    run_id: _builtins.str
+    """Its run."""
+    def __init__(
+        self,
+        *,
+        tool_call_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id", "tool_call_id", b"tool_call_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemovedToolCall: _TypeAlias = RemovedToolCall  # noqa: Y015
+
+@_typing.final
+class Synced(_message.Message):
+    """The beginning is over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Synced: _TypeAlias = Synced  # noqa: Y015
+
+@_typing.final
+class ClaimToolCallsRequest(_message.Message):
+    """Asks for work."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
+    MAX_CALLS_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    """The worker's name, 1 to 64 of [A-Za-z0-9._:-]; shown to others."""
+    max_calls: _builtins.int
+    """At most so many calls; 0 means 1, more than 100 is refused."""
+    @_builtins.property
+    def filter(self) -> Global___PendingToolCallFilter:
+        """Which calls; unset means all."""
+
+    @_builtins.property
+    def lease(self) -> _duration_pb2.Duration:
+        """How long the claim lasts without ExtendToolCall; unset means 30 seconds, from one second to one day."""
+
+    def __init__(
+        self,
+        *,
+        filter: Global___PendingToolCallFilter | None = ...,
+        worker_id: _builtins.str = ...,
+        lease: _duration_pb2.Duration | None = ...,
+        max_calls: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "lease", b"lease"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "lease", b"lease", "max_calls", b"max_calls", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimToolCallsRequest: _TypeAlias = ClaimToolCallsRequest  # noqa: Y015
+
+@_typing.final
+class ClaimToolCallsResponse(_message.Message):
+    """The calls that now are the worker's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClaimedToolCall]:
+        """The calls."""
+
+    def __init__(
+        self,
+        *,
+        calls: _abc.Iterable[Global___ClaimedToolCall] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimToolCallsResponse: _TypeAlias = ClaimToolCallsResponse  # noqa: Y015
+
+@_typing.final
+class ClaimedToolCall(_message.Message):
+    """A call and the right to answer it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_FIELD_NUMBER: _builtins.int
+    CLAIM_TOKEN_FIELD_NUMBER: _builtins.int
+    claim_token: _builtins.str
+    """For ExtendToolCall and for `ToolReturn.claim_token`; valid until another worker claims the call."""
+    @_builtins.property
+    def call(self) -> Global___InboxToolCall:
+        """The call."""
+
+    def __init__(
+        self,
+        *,
+        call: Global___InboxToolCall | None = ...,
+        claim_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "claim_token", b"claim_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimedToolCall: _TypeAlias = ClaimedToolCall  # noqa: Y015
+
+@_typing.final
+class ExtendToolCallRequest(_message.Message):
+    """A sign of life of a worker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
+    CLAIM_TOKEN_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The call's run."""
+    tool_call_id: _builtins.str
+    """The call."""
+    claim_token: _builtins.str
+    """Of the claim."""
+    progress: _builtins.str
+    """How far the work is, in words; shown to those who watch the run on this server process. At most 4 KiB."""
+    @_builtins.property
+    def lease(self) -> _duration_pb2.Duration:
+        """How long the claim lasts from now; as in ClaimToolCallsRequest."""
+
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        tool_call_id: _builtins.str = ...,
+        claim_token: _builtins.str = ...,
+        lease: _duration_pb2.Duration | None = ...,
+        progress: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim_token", b"claim_token", "lease", b"lease", "progress", b"progress", "run_id", b"run_id", "tool_call_id", b"tool_call_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendToolCallRequest: _TypeAlias = ExtendToolCallRequest  # noqa: Y015
+
+@_typing.final
+class ExtendToolCallResponse(_message.Message):
+    """What the worker has to know."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLAIM_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
+    cancel_requested: _builtins.bool
+    """True: the call waits for nobody any more, as its run was cancelled or its time is over. Stop working on it."""
+    @_builtins.property
+    def claim_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the claim ends without another ExtendToolCall."""
+
+    def __init__(
+        self,
+        *,
+        claim_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        cancel_requested: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["claim_expire_time", b"claim_expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "claim_expire_time", b"claim_expire_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendToolCallResponse: _TypeAlias = ExtendToolCallResponse  # noqa: Y015
 
 @_typing.final
 class ListPendingToolCallsRequest(_message.Message):
@@ -106,12 +436,16 @@ class InboxToolCall(_message.Message):
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
     AGENT_ID_FIELD_NUMBER: _builtins.int
     PENDING_TIME_FIELD_NUMBER: _builtins.int
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    CLAIM_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run to submit to."""
     conversation_id: _builtins.str
     """The run's conversation."""
     agent_id: _builtins.str
     """The run's agent."""
+    worker_id: _builtins.str
+    """The worker that has it; empty if nobody claimed it."""
     @_builtins.property
     def call(self) -> _tools_pb2.PendingToolCall:
         """The call."""
@@ -119,6 +453,10 @@ class InboxToolCall(_message.Message):
     @_builtins.property
     def pending_time(self) -> _timestamp_pb2.Timestamp:
         """Since when it waits."""
+
+    @_builtins.property
+    def claim_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When its claim ends, or ended: then the call is free for others."""
 
     def __init__(
         self,
@@ -128,10 +466,12 @@ class InboxToolCall(_message.Message):
         conversation_id: _builtins.str = ...,
         agent_id: _builtins.str = ...,
         pending_time: _timestamp_pb2.Timestamp | None = ...,
+        worker_id: _builtins.str = ...,
+        claim_expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "pending_time", b"pending_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "claim_expire_time", b"claim_expire_time", "pending_time", b"pending_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "call", b"call", "conversation_id", b"conversation_id", "pending_time", b"pending_time", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "call", b"call", "claim_expire_time", b"claim_expire_time", "conversation_id", b"conversation_id", "pending_time", b"pending_time", "run_id", b"run_id", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

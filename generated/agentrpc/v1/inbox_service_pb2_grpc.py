@@ -26,10 +26,13 @@ if _version_not_supported:
 
 
 class InboxServiceStub:
-    """Finds the calls that wait for callers, over all runs.
+    """Finds the calls that wait for callers, over all runs, and shares them out to workers.
 
     The protocol: `ListPendingToolCalls` shows what waits; answer each call with `AgentService.SubmitToolReturns` and the
-    run_id that stands beside it. A call leaves the list in the moment it is settled.
+    run_id that stands beside it. A call leaves the list in the moment it is settled. Several workers: each claims calls
+    with `ClaimToolCalls`, which gives a call to one of them for the time of a lease, extends the lease with
+    `ExtendToolCall` while it works, and submits the return with the `claim_token`. `WatchPendingToolCalls` tells when
+    there is something to claim. The call of a worker that dies is free again when its lease is over.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -47,13 +50,31 @@ class InboxServiceStub:
                 request_serializer=agentrpc_dot_v1_dot_inbox__service__pb2.ListPendingToolCallsRequest.SerializeToString,
                 response_deserializer=agentrpc_dot_v1_dot_inbox__service__pb2.ListPendingToolCallsResponse.FromString,
                 _registered_method=True)
+        self.WatchPendingToolCalls = channel.unary_stream(
+                '/agentrpc.v1.InboxService/WatchPendingToolCalls',
+                request_serializer=agentrpc_dot_v1_dot_inbox__service__pb2.WatchPendingToolCallsRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_inbox__service__pb2.WatchPendingToolCallsResponse.FromString,
+                _registered_method=True)
+        self.ClaimToolCalls = channel.unary_unary(
+                '/agentrpc.v1.InboxService/ClaimToolCalls',
+                request_serializer=agentrpc_dot_v1_dot_inbox__service__pb2.ClaimToolCallsRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_inbox__service__pb2.ClaimToolCallsResponse.FromString,
+                _registered_method=True)
+        self.ExtendToolCall = channel.unary_unary(
+                '/agentrpc.v1.InboxService/ExtendToolCall',
+                request_serializer=agentrpc_dot_v1_dot_inbox__service__pb2.ExtendToolCallRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_inbox__service__pb2.ExtendToolCallResponse.FromString,
+                _registered_method=True)
 
 
 class InboxServiceServicer:
-    """Finds the calls that wait for callers, over all runs.
+    """Finds the calls that wait for callers, over all runs, and shares them out to workers.
 
     The protocol: `ListPendingToolCalls` shows what waits; answer each call with `AgentService.SubmitToolReturns` and the
-    run_id that stands beside it. A call leaves the list in the moment it is settled.
+    run_id that stands beside it. A call leaves the list in the moment it is settled. Several workers: each claims calls
+    with `ClaimToolCalls`, which gives a call to one of them for the time of a lease, extends the lease with
+    `ExtendToolCall` while it works, and submits the return with the `claim_token`. `WatchPendingToolCalls` tells when
+    there is something to claim. The call of a worker that dies is free again when its lease is over.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -68,6 +89,31 @@ class InboxServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchPendingToolCalls(self, request, context):
+        """The calls that wait: first all of them as `added`, then `synced`, then what comes and goes. A call is added again
+        when its claim changes, and may be at any time: what counts is the last word about it. Changes by other server
+        processes are seen within about a second. Never ends by itself; after a cut begin anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClaimToolCalls(self, request, context):
+        """Gives the caller calls that no other worker has, the longest waiting first; none, if there are none. Not idempotent:
+        calls whose answer was lost are free again after the lease.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExtendToolCall(self, request, context):
+        """Keeps a claim, and tells whether the call is still wanted. A claim that was lost to another worker is ABORTED with
+        CLAIM_LOST.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InboxServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +121,21 @@ def add_InboxServiceServicer_to_server(servicer, server):
                     servicer.ListPendingToolCalls,
                     request_deserializer=agentrpc_dot_v1_dot_inbox__service__pb2.ListPendingToolCallsRequest.FromString,
                     response_serializer=agentrpc_dot_v1_dot_inbox__service__pb2.ListPendingToolCallsResponse.SerializeToString,
+            ),
+            'WatchPendingToolCalls': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchPendingToolCalls,
+                    request_deserializer=agentrpc_dot_v1_dot_inbox__service__pb2.WatchPendingToolCallsRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_inbox__service__pb2.WatchPendingToolCallsResponse.SerializeToString,
+            ),
+            'ClaimToolCalls': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClaimToolCalls,
+                    request_deserializer=agentrpc_dot_v1_dot_inbox__service__pb2.ClaimToolCallsRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_inbox__service__pb2.ClaimToolCallsResponse.SerializeToString,
+            ),
+            'ExtendToolCall': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExtendToolCall,
+                    request_deserializer=agentrpc_dot_v1_dot_inbox__service__pb2.ExtendToolCallRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_inbox__service__pb2.ExtendToolCallResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -85,10 +146,13 @@ def add_InboxServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InboxService:
-    """Finds the calls that wait for callers, over all runs.
+    """Finds the calls that wait for callers, over all runs, and shares them out to workers.
 
     The protocol: `ListPendingToolCalls` shows what waits; answer each call with `AgentService.SubmitToolReturns` and the
-    run_id that stands beside it. A call leaves the list in the moment it is settled.
+    run_id that stands beside it. A call leaves the list in the moment it is settled. Several workers: each claims calls
+    with `ClaimToolCalls`, which gives a call to one of them for the time of a lease, extends the lease with
+    `ExtendToolCall` while it works, and submits the return with the `claim_token`. `WatchPendingToolCalls` tells when
+    there is something to claim. The call of a worker that dies is free again when its lease is over.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -112,6 +176,87 @@ class InboxService:
             '/agentrpc.v1.InboxService/ListPendingToolCalls',
             agentrpc_dot_v1_dot_inbox__service__pb2.ListPendingToolCallsRequest.SerializeToString,
             agentrpc_dot_v1_dot_inbox__service__pb2.ListPendingToolCallsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchPendingToolCalls(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/agentrpc.v1.InboxService/WatchPendingToolCalls',
+            agentrpc_dot_v1_dot_inbox__service__pb2.WatchPendingToolCallsRequest.SerializeToString,
+            agentrpc_dot_v1_dot_inbox__service__pb2.WatchPendingToolCallsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClaimToolCalls(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.InboxService/ClaimToolCalls',
+            agentrpc_dot_v1_dot_inbox__service__pb2.ClaimToolCallsRequest.SerializeToString,
+            agentrpc_dot_v1_dot_inbox__service__pb2.ClaimToolCallsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExtendToolCall(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.InboxService/ExtendToolCall',
+            agentrpc_dot_v1_dot_inbox__service__pb2.ExtendToolCallRequest.SerializeToString,
+            agentrpc_dot_v1_dot_inbox__service__pb2.ExtendToolCallResponse.FromString,
             options,
             channel_credentials,
             insecure,

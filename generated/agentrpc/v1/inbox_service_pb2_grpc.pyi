@@ -27,10 +27,13 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InboxServiceStub:
-    """Finds the calls that wait for callers, over all runs.
+    """Finds the calls that wait for callers, over all runs, and shares them out to workers.
 
     The protocol: `ListPendingToolCalls` shows what waits; answer each call with `AgentService.SubmitToolReturns` and the
-    run_id that stands beside it. A call leaves the list in the moment it is settled.
+    run_id that stands beside it. A call leaves the list in the moment it is settled. Several workers: each claims calls
+    with `ClaimToolCalls`, which gives a call to one of them for the time of a lease, extends the lease with
+    `ExtendToolCall` while it works, and submits the return with the `claim_token`. `WatchPendingToolCalls` tells when
+    there is something to claim. The call of a worker that dies is free again when its lease is over.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -45,13 +48,29 @@ class InboxServiceStub:
     """Calls that wait, page by page, the longest waiting first unless asked otherwise. Pages stay right while calls come
     and go.
     """
+    WatchPendingToolCalls: _grpc.UnaryStreamMultiCallable[_inbox_service_pb2.WatchPendingToolCallsRequest, _inbox_service_pb2.WatchPendingToolCallsResponse]
+    """The calls that wait: first all of them as `added`, then `synced`, then what comes and goes. A call is added again
+    when its claim changes, and may be at any time: what counts is the last word about it. Changes by other server
+    processes are seen within about a second. Never ends by itself; after a cut begin anew.
+    """
+    ClaimToolCalls: _grpc.UnaryUnaryMultiCallable[_inbox_service_pb2.ClaimToolCallsRequest, _inbox_service_pb2.ClaimToolCallsResponse]
+    """Gives the caller calls that no other worker has, the longest waiting first; none, if there are none. Not idempotent:
+    calls whose answer was lost are free again after the lease.
+    """
+    ExtendToolCall: _grpc.UnaryUnaryMultiCallable[_inbox_service_pb2.ExtendToolCallRequest, _inbox_service_pb2.ExtendToolCallResponse]
+    """Keeps a claim, and tells whether the call is still wanted. A claim that was lost to another worker is ABORTED with
+    CLAIM_LOST.
+    """
 
 @_typing.type_check_only
 class InboxServiceAsyncStub(InboxServiceStub):
-    """Finds the calls that wait for callers, over all runs.
+    """Finds the calls that wait for callers, over all runs, and shares them out to workers.
 
     The protocol: `ListPendingToolCalls` shows what waits; answer each call with `AgentService.SubmitToolReturns` and the
-    run_id that stands beside it. A call leaves the list in the moment it is settled.
+    run_id that stands beside it. A call leaves the list in the moment it is settled. Several workers: each claims calls
+    with `ClaimToolCalls`, which gives a call to one of them for the time of a lease, extends the lease with
+    `ExtendToolCall` while it works, and submits the return with the `claim_token`. `WatchPendingToolCalls` tells when
+    there is something to claim. The call of a worker that dies is free again when its lease is over.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -63,12 +82,28 @@ class InboxServiceAsyncStub(InboxServiceStub):
     """Calls that wait, page by page, the longest waiting first unless asked otherwise. Pages stay right while calls come
     and go.
     """
+    WatchPendingToolCalls: _aio.UnaryStreamMultiCallable[_inbox_service_pb2.WatchPendingToolCallsRequest, _inbox_service_pb2.WatchPendingToolCallsResponse]  # type: ignore[assignment]
+    """The calls that wait: first all of them as `added`, then `synced`, then what comes and goes. A call is added again
+    when its claim changes, and may be at any time: what counts is the last word about it. Changes by other server
+    processes are seen within about a second. Never ends by itself; after a cut begin anew.
+    """
+    ClaimToolCalls: _aio.UnaryUnaryMultiCallable[_inbox_service_pb2.ClaimToolCallsRequest, _inbox_service_pb2.ClaimToolCallsResponse]  # type: ignore[assignment]
+    """Gives the caller calls that no other worker has, the longest waiting first; none, if there are none. Not idempotent:
+    calls whose answer was lost are free again after the lease.
+    """
+    ExtendToolCall: _aio.UnaryUnaryMultiCallable[_inbox_service_pb2.ExtendToolCallRequest, _inbox_service_pb2.ExtendToolCallResponse]  # type: ignore[assignment]
+    """Keeps a claim, and tells whether the call is still wanted. A claim that was lost to another worker is ABORTED with
+    CLAIM_LOST.
+    """
 
 class InboxServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Finds the calls that wait for callers, over all runs.
+    """Finds the calls that wait for callers, over all runs, and shares them out to workers.
 
     The protocol: `ListPendingToolCalls` shows what waits; answer each call with `AgentService.SubmitToolReturns` and the
-    run_id that stands beside it. A call leaves the list in the moment it is settled.
+    run_id that stands beside it. A call leaves the list in the moment it is settled. Several workers: each claims calls
+    with `ClaimToolCalls`, which gives a call to one of them for the time of a lease, extends the lease with
+    `ExtendToolCall` while it works, and submits the return with the `claim_token`. `WatchPendingToolCalls` tells when
+    there is something to claim. The call of a worker that dies is free again when its lease is over.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -83,6 +118,37 @@ class InboxServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_inbox_service_pb2.ListPendingToolCallsResponse, _abc.Awaitable[_inbox_service_pb2.ListPendingToolCallsResponse]]:
         """Calls that wait, page by page, the longest waiting first unless asked otherwise. Pages stay right while calls come
         and go.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchPendingToolCalls(
+        self,
+        request: _inbox_service_pb2.WatchPendingToolCallsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inbox_service_pb2.WatchPendingToolCallsResponse], _abc.AsyncIterator[_inbox_service_pb2.WatchPendingToolCallsResponse]]:
+        """The calls that wait: first all of them as `added`, then `synced`, then what comes and goes. A call is added again
+        when its claim changes, and may be at any time: what counts is the last word about it. Changes by other server
+        processes are seen within about a second. Never ends by itself; after a cut begin anew.
+        """
+
+    @_abc_1.abstractmethod
+    def ClaimToolCalls(
+        self,
+        request: _inbox_service_pb2.ClaimToolCallsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inbox_service_pb2.ClaimToolCallsResponse, _abc.Awaitable[_inbox_service_pb2.ClaimToolCallsResponse]]:
+        """Gives the caller calls that no other worker has, the longest waiting first; none, if there are none. Not idempotent:
+        calls whose answer was lost are free again after the lease.
+        """
+
+    @_abc_1.abstractmethod
+    def ExtendToolCall(
+        self,
+        request: _inbox_service_pb2.ExtendToolCallRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inbox_service_pb2.ExtendToolCallResponse, _abc.Awaitable[_inbox_service_pb2.ExtendToolCallResponse]]:
+        """Keeps a claim, and tells whether the call is still wanted. A claim that was lost to another worker is ABORTED with
+        CLAIM_LOST.
         """
 
 def add_InboxServiceServicer_to_server(servicer: InboxServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -28,7 +28,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61gentrpc/v1/tools.proto\x12\x0b\x61gentrpc.v1\x1a\x19\x61gentrpc/v1/content.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xef\x01\n\x10\x43lientToolSchema\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12+\n\nparameters\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x17\n\x0fparameters_json\x18\x04 \x01(\t\x12\x1a\n\x12result_schema_json\x18\x05 \x01(\t\x12*\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\non_timeout\x18\x07 \x01(\x0e\x32\x16.agentrpc.v1.OnTimeout\"J\n\nToolChoice\x12)\n\x04mode\x18\x01 \x01(\x0e\x32\x1b.agentrpc.v1.ToolChoiceMode\x12\x11\n\ttool_name\x18\x02 \x01(\t\"F\n\x08ToolCall\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"\xb2\x01\n\x0fPendingToolCall\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\x12&\n\x04kind\x18\x04 \x01(\x0e\x32\x18.agentrpc.v1.PendingKind\x12\r\n\x05index\x18\x05 \x01(\x05\x12,\n\x08\x64\x65\x61\x64line\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa8\x01\n\nToolReturn\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12-\n\x06status\x18\x02 \x01(\x0e\x32\x1d.agentrpc.v1.ToolReturnStatus\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\'\n\x05parts\x18\x04 \x03(\x0b\x32\x18.agentrpc.v1.ContentPart\x12\x0e\n\x06stdout\x18\x05 \x01(\t\x12\x0e\n\x06stderr\x18\x06 \x01(\t\"\x80\x01\n\x10\x41pprovalDecision\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\'\n\x07\x61pprove\x18\n \x01(\x0b\x32\x14.agentrpc.v1.ApproveH\x00\x12!\n\x04\x64\x65ny\x18\x0b \x01(\x0b\x32\x11.agentrpc.v1.DenyH\x00\x42\n\n\x08\x64\x65\x63ision\"6\n\x07\x41pprove\x12\x1d\n\x15\x65\x64ited_arguments_json\x18\x01 \x01(\t\x12\x0c\n\x04note\x18\x02 \x01(\t\"\x16\n\x04\x44\x65ny\x12\x0e\n\x06reason\x18\x01 \x01(\t*z\n\tOnTimeout\x12\x1a\n\x16ON_TIMEOUT_UNSPECIFIED\x10\x00\x12\x1b\n\x17ON_TIMEOUT_RETURN_ERROR\x10\x01\x12\x17\n\x13ON_TIMEOUT_FAIL_RUN\x10\x02\x12\x1b\n\x17ON_TIMEOUT_KEEP_WAITING\x10\x03*\x87\x01\n\x0eToolChoiceMode\x12 \n\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15TOOL_CHOICE_MODE_AUTO\x10\x01\x12\x1d\n\x19TOOL_CHOICE_MODE_REQUIRED\x10\x02\x12\x19\n\x15TOOL_CHOICE_MODE_NONE\x10\x03*i\n\x0bPendingKind\x12\x1c\n\x18PENDING_KIND_UNSPECIFIED\x10\x00\x12!\n\x1dPENDING_KIND_CLIENT_EXECUTION\x10\x01\x12\x19\n\x15PENDING_KIND_APPROVAL\x10\x02*t\n\x10ToolReturnStatus\x12\"\n\x1eTOOL_RETURN_STATUS_UNSPECIFIED\x10\x00\x12\x1e\n\x1aTOOL_RETURN_STATUS_SUCCESS\x10\x01\x12\x1c\n\x18TOOL_RETURN_STATUS_ERROR\x10\x02*\xd0\x01\n\x0fToolCallOutcome\x12!\n\x1dTOOL_CALL_OUTCOME_UNSPECIFIED\x10\x00\x12\x1e\n\x1aTOOL_CALL_OUTCOME_RETURNED\x10\x01\x12\x1c\n\x18TOOL_CALL_OUTCOME_FAILED\x10\x02\x12\x1c\n\x18TOOL_CALL_OUTCOME_DENIED\x10\x03\x12\x1d\n\x19TOOL_CALL_OUTCOME_EXPIRED\x10\x04\x12\x1f\n\x1bTOOL_CALL_OUTCOME_CANCELLED\x10\x05\x42\x45\n\x0f\x63om.agentrpc.v1B\nToolsProtoP\x01Z\x16\x61gentrpc/v1;agentrpcv1\xaa\x02\x0b\x41gentRpc.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61gentrpc/v1/tools.proto\x12\x0b\x61gentrpc.v1\x1a\x19\x61gentrpc/v1/content.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xef\x01\n\x10\x43lientToolSchema\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12+\n\nparameters\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x17\n\x0fparameters_json\x18\x04 \x01(\t\x12\x1a\n\x12result_schema_json\x18\x05 \x01(\t\x12*\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\non_timeout\x18\x07 \x01(\x0e\x32\x16.agentrpc.v1.OnTimeout\"J\n\nToolChoice\x12)\n\x04mode\x18\x01 \x01(\x0e\x32\x1b.agentrpc.v1.ToolChoiceMode\x12\x11\n\ttool_name\x18\x02 \x01(\t\"F\n\x08ToolCall\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"\xb2\x01\n\x0fPendingToolCall\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\x12&\n\x04kind\x18\x04 \x01(\x0e\x32\x18.agentrpc.v1.PendingKind\x12\r\n\x05index\x18\x05 \x01(\x05\x12,\n\x08\x64\x65\x61\x64line\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xbd\x01\n\nToolReturn\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12-\n\x06status\x18\x02 \x01(\x0e\x32\x1d.agentrpc.v1.ToolReturnStatus\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\'\n\x05parts\x18\x04 \x03(\x0b\x32\x18.agentrpc.v1.ContentPart\x12\x0e\n\x06stdout\x18\x05 \x01(\t\x12\x0e\n\x06stderr\x18\x06 \x01(\t\x12\x13\n\x0b\x63laim_token\x18\x07 \x01(\t\"\x95\x01\n\x10\x41pprovalDecision\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63laim_token\x18\x02 \x01(\t\x12\'\n\x07\x61pprove\x18\n \x01(\x0b\x32\x14.agentrpc.v1.ApproveH\x00\x12!\n\x04\x64\x65ny\x18\x0b \x01(\x0b\x32\x11.agentrpc.v1.DenyH\x00\x42\n\n\x08\x64\x65\x63ision\"6\n\x07\x41pprove\x12\x1d\n\x15\x65\x64ited_arguments_json\x18\x01 \x01(\t\x12\x0c\n\x04note\x18\x02 \x01(\t\"\x16\n\x04\x44\x65ny\x12\x0e\n\x06reason\x18\x01 \x01(\t*z\n\tOnTimeout\x12\x1a\n\x16ON_TIMEOUT_UNSPECIFIED\x10\x00\x12\x1b\n\x17ON_TIMEOUT_RETURN_ERROR\x10\x01\x12\x17\n\x13ON_TIMEOUT_FAIL_RUN\x10\x02\x12\x1b\n\x17ON_TIMEOUT_KEEP_WAITING\x10\x03*\x87\x01\n\x0eToolChoiceMode\x12 \n\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15TOOL_CHOICE_MODE_AUTO\x10\x01\x12\x1d\n\x19TOOL_CHOICE_MODE_REQUIRED\x10\x02\x12\x19\n\x15TOOL_CHOICE_MODE_NONE\x10\x03*i\n\x0bPendingKind\x12\x1c\n\x18PENDING_KIND_UNSPECIFIED\x10\x00\x12!\n\x1dPENDING_KIND_CLIENT_EXECUTION\x10\x01\x12\x19\n\x15PENDING_KIND_APPROVAL\x10\x02*t\n\x10ToolReturnStatus\x12\"\n\x1eTOOL_RETURN_STATUS_UNSPECIFIED\x10\x00\x12\x1e\n\x1aTOOL_RETURN_STATUS_SUCCESS\x10\x01\x12\x1c\n\x18TOOL_RETURN_STATUS_ERROR\x10\x02*\xd0\x01\n\x0fToolCallOutcome\x12!\n\x1dTOOL_CALL_OUTCOME_UNSPECIFIED\x10\x00\x12\x1e\n\x1aTOOL_CALL_OUTCOME_RETURNED\x10\x01\x12\x1c\n\x18TOOL_CALL_OUTCOME_FAILED\x10\x02\x12\x1c\n\x18TOOL_CALL_OUTCOME_DENIED\x10\x03\x12\x1d\n\x19TOOL_CALL_OUTCOME_EXPIRED\x10\x04\x12\x1f\n\x1bTOOL_CALL_OUTCOME_CANCELLED\x10\x05\x42\x45\n\x0f\x63om.agentrpc.v1B\nToolsProtoP\x01Z\x16\x61gentrpc/v1;agentrpcv1\xaa\x02\x0b\x41gentRpc.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,16 +36,16 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'agentrpc.v1.tools_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\017com.agentrpc.v1B\nToolsProtoP\001Z\026agentrpc/v1;agentrpcv1\252\002\013AgentRpc.V1'
-  _globals['_ONTIMEOUT']._serialized_start=1115
-  _globals['_ONTIMEOUT']._serialized_end=1237
-  _globals['_TOOLCHOICEMODE']._serialized_start=1240
-  _globals['_TOOLCHOICEMODE']._serialized_end=1375
-  _globals['_PENDINGKIND']._serialized_start=1377
-  _globals['_PENDINGKIND']._serialized_end=1482
-  _globals['_TOOLRETURNSTATUS']._serialized_start=1484
-  _globals['_TOOLRETURNSTATUS']._serialized_end=1600
-  _globals['_TOOLCALLOUTCOME']._serialized_start=1603
-  _globals['_TOOLCALLOUTCOME']._serialized_end=1811
+  _globals['_ONTIMEOUT']._serialized_start=1157
+  _globals['_ONTIMEOUT']._serialized_end=1279
+  _globals['_TOOLCHOICEMODE']._serialized_start=1282
+  _globals['_TOOLCHOICEMODE']._serialized_end=1417
+  _globals['_PENDINGKIND']._serialized_start=1419
+  _globals['_PENDINGKIND']._serialized_end=1524
+  _globals['_TOOLRETURNSTATUS']._serialized_start=1526
+  _globals['_TOOLRETURNSTATUS']._serialized_end=1642
+  _globals['_TOOLCALLOUTCOME']._serialized_start=1645
+  _globals['_TOOLCALLOUTCOME']._serialized_end=1853
   _globals['_CLIENTTOOLSCHEMA']._serialized_start=163
   _globals['_CLIENTTOOLSCHEMA']._serialized_end=402
   _globals['_TOOLCHOICE']._serialized_start=404
@@ -55,11 +55,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PENDINGTOOLCALL']._serialized_start=553
   _globals['_PENDINGTOOLCALL']._serialized_end=731
   _globals['_TOOLRETURN']._serialized_start=734
-  _globals['_TOOLRETURN']._serialized_end=902
-  _globals['_APPROVALDECISION']._serialized_start=905
-  _globals['_APPROVALDECISION']._serialized_end=1033
-  _globals['_APPROVE']._serialized_start=1035
-  _globals['_APPROVE']._serialized_end=1089
-  _globals['_DENY']._serialized_start=1091
-  _globals['_DENY']._serialized_end=1113
+  _globals['_TOOLRETURN']._serialized_end=923
+  _globals['_APPROVALDECISION']._serialized_start=926
+  _globals['_APPROVALDECISION']._serialized_end=1075
+  _globals['_APPROVE']._serialized_start=1077
+  _globals['_APPROVE']._serialized_end=1131
+  _globals['_DENY']._serialized_start=1133
+  _globals['_DENY']._serialized_end=1155
 # @@protoc_insertion_point(module_scope)

@@ -355,6 +355,7 @@ class ToolReturn(_message.Message):
     PARTS_FIELD_NUMBER: _builtins.int
     STDOUT_FIELD_NUMBER: _builtins.int
     STDERR_FIELD_NUMBER: _builtins.int
+    CLAIM_TOKEN_FIELD_NUMBER: _builtins.int
     tool_call_id: _builtins.str
     """A pending call of kind CLIENT_EXECUTION."""
     status: Global___ToolReturnStatus.ValueType
@@ -365,6 +366,8 @@ class ToolReturn(_message.Message):
     """What the tool wrote to its standard output; kept for people, not shown to the model."""
     stderr: _builtins.str
     """What the tool wrote to its standard error; kept for people, not shown to the model."""
+    claim_token: _builtins.str
+    """Of the worker that claimed the call (InboxService); empty for a call that nobody has claimed."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[_content_pb2.ContentPart]:
         """The same in parts, joined."""
@@ -378,10 +381,11 @@ class ToolReturn(_message.Message):
         parts: _abc.Iterable[_content_pb2.ContentPart] | None = ...,
         stdout: _builtins.str = ...,
         stderr: _builtins.str = ...,
+        claim_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts", "status", b"status", "stderr", b"stderr", "stdout", b"stdout", "text", b"text", "tool_call_id", b"tool_call_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim_token", b"claim_token", "parts", b"parts", "status", b"status", "stderr", b"stderr", "stdout", b"stdout", "text", b"text", "tool_call_id", b"tool_call_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -394,10 +398,13 @@ class ApprovalDecision(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
+    CLAIM_TOKEN_FIELD_NUMBER: _builtins.int
     APPROVE_FIELD_NUMBER: _builtins.int
     DENY_FIELD_NUMBER: _builtins.int
     tool_call_id: _builtins.str
     """A pending call."""
+    claim_token: _builtins.str
+    """As in ToolReturn."""
     @_builtins.property
     def approve(self) -> Global___Approve:
         """The server tool may run."""
@@ -410,12 +417,13 @@ class ApprovalDecision(_message.Message):
         self,
         *,
         tool_call_id: _builtins.str = ...,
+        claim_token: _builtins.str = ...,
         approve: Global___Approve | None = ...,
         deny: Global___Deny | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["approve", b"approve", "decision", b"decision", "deny", b"deny"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approve", b"approve", "decision", b"decision", "deny", b"deny", "tool_call_id", b"tool_call_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approve", b"approve", "claim_token", b"claim_token", "decision", b"decision", "deny", b"deny", "tool_call_id", b"tool_call_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_decision: _TypeAlias = _typing.Literal["approve", "deny"]  # noqa: Y015
     _WhichOneofArgType_decision: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
