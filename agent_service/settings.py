@@ -77,6 +77,9 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(
         6.0, ge=1, description="How long a run waits for its server process before another one takes it over."
     )
+    event_retention_seconds: float = Field(
+        30 * 24 * 3600.0, ge=0, description="How long the events of a run are kept after its end; 0 means for ever."
+    )
     heartbeat_seconds: float = Field(15.0, gt=0, description="Silence on a stream before a heartbeat.")
     grace_seconds: float = Field(10.0, ge=0, description="Time for running runs when the server is told to stop.")
     reflection: bool = Field(True, description="Serve gRPC reflection.")

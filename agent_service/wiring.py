@@ -181,7 +181,7 @@ async def service(settings: Settings, endpoint: Endpoint) -> AsyncIterator[Serve
             share_port=settings.worker,
         )
         observers.extend((runs.observe, inbox.observe))
-        async with Upkeep(runs).going_on():
+        async with Upkeep(runs, int(settings.event_retention_seconds * 1e9)).going_on():
             await server.start()
             try:
                 yield server

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from agentrpc.v1 import agent_registry_service_pb2 as registry_pb
 from agentrpc.v1 import agent_service_pb2, agents_pb2, inbox_service_pb2, run_service_pb2, tools_pb2
@@ -246,6 +247,15 @@ async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
     call_id = await paused(client)
     await claims(client)
     return lambda: client.answer("run_8f", returned(call_id, "AZURE", claim_token="x")), {"tool_call_id": call_id}
+
+
+@refused("CURSOR_TRIMMED", says("Hello."), event_retention_seconds=1e-6)
+async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
+    await client.ask("Hi", run_id="run_8f")
+    with pytest.raises(grpc.aio.AioRpcError):
+        while await client.watch("run_8f"):
+            pass
+    return lambda: client.runs.WatchRun(run_service_pb2.WatchRunRequest(run_id="run_8f")), {"last_sequence": "5"}
 
 
 @refused("RUN_NOT_INTERRUPTED", says("Hello."))

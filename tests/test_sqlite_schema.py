@@ -213,15 +213,16 @@ def objects(path: Path) -> list[tuple[object, ...]]:
 
 @pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
 def test_an_older_file_gets_the_schema_of_a_new_one(path: Path, version: int) -> None:
-    """Each table, index and trigger is the same, and the rows are those it had."""
+    """Each table, index and trigger is the same, and the rows are those it had, with defaults in new columns."""
     restore(path, version)
-    rows = [line for line in contents(path) if line.startswith("INSERT")]
+    rows = [line.removesuffix(");") for line in contents(path) if line.startswith("INSERT")]
     open_database(path).close()
     new = path.with_name("new.sqlite3")
     open_database(new).close()
     assert objects(path) == objects(new)
     assert sql(path, "PRAGMA user_version") == sql(new, "PRAGMA user_version") == [(SCHEMA_VERSION,)]
-    assert [line for line in contents(path) if line.startswith("INSERT")] == rows
+    now = [line for line in contents(path) if line.startswith("INSERT")]
+    assert all(line.startswith(before) for line, before in zip(now, rows, strict=True))
 
 
 @pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))

@@ -55,7 +55,7 @@ class Runs:
         run_id = new.run.run_id
         with self.parts.hub.subscribe(tenant, run_id, deltas=tokens) as subscription:
             started = await self._supervisor.finish(self._start(tenant, new))
-            what = self._follow(tenant, run_id, 0, fresh=not started.joined, max_wait=max_wait)
+            what = self._follow(tenant, started.run, 0, fresh=not started.joined, max_wait=max_wait)
             async for event in follow(self.parts.store, subscription, what):
                 yield event
 
@@ -73,7 +73,8 @@ class Runs:
         self._admit()
         with self.parts.hub.subscribe(tenant, run_id, deltas=tokens) as subscription:
             submitted = await self._supervisor.finish(self._submit(tenant, run_id, submission, pinned))
-            what = self._follow(tenant, run_id, submitted.sequence - 1, fresh=submitted.fresh, max_wait=max_wait)
+            run, after = submitted.snapshot.run, submitted.sequence - 1
+            what = self._follow(tenant, run, after, fresh=submitted.fresh, max_wait=max_wait)
             async for event in follow(self.parts.store, subscription, what):
                 yield submitted, event
 
@@ -92,7 +93,8 @@ class Runs:
         if run.status.terminal and after == run.last_sequence:
             return
         with self.parts.hub.subscribe(tenant, run_id, deltas=tokens) as subscription:
-            what = Follow(tenant, run_id, after, next_stop, announce=True, heartbeat=self._heartbeat)
+            beat = self._heartbeat
+            what = Follow(tenant, run_id, after, next_stop, announce=True, heartbeat=beat, ended_at=_end(run))
             async for event in follow(self.parts.store, subscription, what):
                 yield event
 
@@ -192,8 +194,17 @@ class Runs:
                 Reason.SHUTTING_DOWN, "the server is shutting down; repeat with the same ids", retry_after=1.0
             )
 
-    def _follow(self, tenant: str, run_id: str, after: int, *, fresh: bool, max_wait: float | None) -> Follow:
-        return Follow(tenant, run_id, after, next_stop=True, fresh=fresh, heartbeat=self._heartbeat, max_wait=max_wait)
+    def _follow(self, tenant: str, run: Run, after: int, *, fresh: bool, max_wait: float | None) -> Follow:
+        return Follow(
+            tenant,
+            run.run_id,
+            after,
+            next_stop=True,
+            fresh=fresh,
+            heartbeat=self._heartbeat,
+            max_wait=max_wait,
+            ended_at=_end(run),
+        )
 
     async def _start(self, tenant: str, new: NewRun) -> Started:
         started = await self.parts.store.start(tenant, new)
@@ -341,3 +352,8 @@ class Runs:
         history = await self.parts.contexts.peek(tenant, snapshot.run.conversation_id, model, stored, messages)
         body = model.build(model_request(snapshot, pinned, history)).body
         return Built(body, overridden_tools=overridden)
+
+
+def _end(run: Run) -> int:
+    """The number of the last event of a run that is over, else 0."""
+    return run.last_sequence if run.status.terminal else 0

@@ -79,7 +79,7 @@ class RunStore(Protocol):
 
     async def events(self, tenant: str, run_id: str, after: int, limit: int) -> tuple[Event, ...]:
         """At most `limit` durable events numbered above `after`, in order, without a gap; a page also ends after
-        about 1 MiB. Empty only if there are none."""
+        about 1 MiB. Empty only if there are none, or none any more."""
 
     async def messages(
         self,
@@ -130,6 +130,10 @@ class RunStore(Protocol):
     async def begin(self, tenant: str, run_id: str, owner: Owner) -> Started | None:
         """Begins a QUEUED run if its turn has come, else does nothing. The run before it may have been INTERRUPTED and
         is settled as FAILED then."""
+
+    async def trim_events(self, ended_before: int, limit: int) -> int:
+        """Forgets the events of at most `limit` runs, of all tenants, that ended before that time; says of how many.
+        The runs and their messages stay."""
 
     async def written_elsewhere(self) -> bool:
         """Whether another process may have written since this was last asked."""

@@ -16,15 +16,18 @@ log = structlog.get_logger()
 BEATS_PER_LEASE = 4
 SWEEP_SECONDS = 1.0
 """Between two looks for lost runs."""
+MAX_TRIMMED = 100
+"""Runs whose events one look forgets at most; keeps the writes short."""
 HINT_SECONDS = 0.05
 """Between two looks for what others wrote, while somebody here watches or works."""
 
 
 class Upkeep:
-    """The repeated duties of one process."""
+    """The repeated duties of one process. Events are kept for `retention` nanoseconds after their run, 0 for ever."""
 
-    def __init__(self, runs: Runs) -> None:
+    def __init__(self, runs: Runs, retention: int = 0) -> None:
         self._runs = runs
+        self._retention = retention
         self._again = False
 
     @asynccontextmanager
@@ -45,12 +48,15 @@ class Upkeep:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def sweep(self) -> None:
-        """Takes over runs whose owner was lost, does what is due by the clock, and begins queued runs."""
+        """Takes over lost runs, does what is due by the clock, begins queued runs and forgets old events."""
         count = await self._runs.take_over()
         if count:
             log.warning("runs.taken_over", count=count)
         await self._runs.expire_due()
         await self._runs.begin_queued()
+        if self._retention:
+            store = self._runs.parts.store
+            await store.trim_events(store.now() - self._retention, MAX_TRIMMED)
 
     async def listen(self) -> None:
         """Brings what other processes wrote to those here whom it concerns."""

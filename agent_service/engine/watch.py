@@ -29,7 +29,8 @@ class Follow:
 
     `next_stop`: end at the first RunStopped after the cursor, else at the final one. `fresh`: the subscription was made
     before the event after the cursor was committed, so its queue holds all that follows. `announce`: tell `live`.
-    `heartbeat` and `max_wait` are in seconds; `max_wait` None means without end.
+    `heartbeat` and `max_wait` are in seconds; `max_wait` None means without end. `ended_at` is the number of the run's
+    last event if the run is over, else 0.
     """
 
     tenant: str
@@ -40,12 +41,13 @@ class Follow:
     announce: bool = False
     heartbeat: float = 15.0
     max_wait: float | None = None
+    ended_at: int = 0
 
 
 async def follow(store: RunStore, subscription: Subscription, what: Follow) -> AsyncGenerator[Event]:
     """The run's events, and a heartbeat when it is silent for long. Ends at the stop, or when `max_wait` is over.
 
-    Raises SHUTTING_DOWN when the hub is closed and everything that was told is read.
+    Raises CURSOR_TRIMMED, and SHUTTING_DOWN when the hub is closed and everything that was told is read.
     """
     reader = _Reader(store, subscription, what)
     subscription.lagging = subscription.lagging or not what.fresh
@@ -84,11 +86,14 @@ class _Reader:
         self._deadline = None if what.max_wait is None else self._time() + what.max_wait
 
     async def log(self) -> AsyncGenerator[Event]:
-        """The log after the cursor, up to its present end."""
-        while page := await self._store.events(self._what.tenant, self._what.run_id, self._cursor, PAGE):
+        """The log after the cursor, up to its present end. Raises CURSOR_TRIMMED."""
+        what = self._what
+        while page := await self._store.events(what.tenant, what.run_id, self._cursor, PAGE):
             for event in page:
                 self._cursor = event.sequence
                 yield event
+        if self._cursor < what.ended_at:
+            raise _trimmed(what)
 
     def caught_up(self) -> list[Event]:
         """What was committed while the log was read, `live` (once), and the text so far.
@@ -136,6 +141,15 @@ class _Reader:
     def out_of_time(self) -> bool:
         """Whether `max_wait` is over."""
         return self._deadline is not None and self._time() >= self._deadline
+
+
+def _trimmed(what: Follow) -> AgentServiceError:
+    return AgentServiceError(
+        Reason.CURSOR_TRIMMED,
+        f"the events of {what.run_id} up to {what.ended_at} are not kept any more; "
+        "read the run with GetRun and its messages with ListMessages",
+        metadata={"last_sequence": str(what.ended_at)},
+    )
 
 
 def _shutting_down() -> AgentServiceError:

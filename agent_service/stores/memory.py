@@ -248,6 +248,13 @@ class MemoryStore:
                 found.append(key)
         return tuple(found[:limit])
 
+    async def trim_events(self, ended_before: int, limit: int) -> int:
+        """See RunStore."""
+        old = [s for s in self.runs.values() if s.events and 0 < s.run.end_time < ended_before][:limit]
+        for stored in old:
+            stored.events.clear()
+        return len(old)
+
     async def written_elsewhere(self) -> bool:
         """Never: no other process can."""
         return False

@@ -220,6 +220,15 @@ class SqliteStore:
         """See RunStore."""
         return await self._reader.run(lambda db: leases.due_runs(db, self._clock(), limit))
 
+    async def trim_events(self, ended_before: int, limit: int) -> int:
+        """See RunStore."""
+
+        def work(db: sqlite3.Connection) -> tuple[int, list[_Published]]:
+            return rows.trim_events(db, ended_before, limit), []
+
+        found = await self._reader.run(lambda db: rows.ended_runs(db, ended_before, 1))
+        return await self._write(work) if found else 0
+
     async def written_elsewhere(self) -> bool:
         """See RunStore. The writer's connection counts the commits of others only."""
         version = await self._writer.run_outside(leases.data_version)

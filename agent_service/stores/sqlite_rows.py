@@ -195,6 +195,22 @@ def delete_run_rows(db: sqlite3.Connection, run_key: int) -> None:
         db.execute(f"DELETE FROM {table} WHERE run_key = ?", (run_key,))
 
 
+def ended_runs(db: sqlite3.Connection, before: int, limit: int) -> list[tuple[int]]:
+    """The keys of runs that ended before that time and have their events still, the earliest first."""
+    return db.execute(
+        "SELECT run_key FROM events WHERE kind = 'run_stopped' AND instr(body, '\"final\":true') AND create_time < ? "
+        "ORDER BY create_time LIMIT ?",
+        (before, limit),
+    ).fetchall()
+
+
+def trim_events(db: sqlite3.Connection, before: int, limit: int) -> int:
+    """Deletes the events of such runs; says of how many."""
+    keys = ended_runs(db, before, limit)
+    db.executemany("DELETE FROM events WHERE run_key = ?", keys)
+    return len(keys)
+
+
 def bury_run(db: sqlite3.Connection, tenant: str, run_id: str, expire_time: int) -> None:
     """Keeps the id of a deleted run from being used again until then."""
     db.execute("INSERT OR REPLACE INTO tombstones VALUES (?, ?, ?)", (tenant, run_id, expire_time))

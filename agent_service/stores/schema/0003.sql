@@ -6,3 +6,6 @@ CREATE INDEX runs_queued ON runs (conversation_key, run_key) WHERE status = 'que
 
 -- Until when a worker has a call.
 ALTER TABLE calls ADD COLUMN claim_expire_time INTEGER NOT NULL DEFAULT 0;
+
+-- When runs ended whose events are still kept.
+CREATE INDEX events_ended ON events (create_time) WHERE kind = 'run_stopped' AND instr(body, '"final":true');

@@ -231,6 +231,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Metadata: tool_call_id.
     Message: "tool_returns[0].claim_token: the claim of call_1a (get_secret_code) is lost; stop working on it"
     """
+    ERROR_REASON_CURSOR_TRIMMED: _ErrorReason.ValueType  # 34
+    """The run ended so long ago that its events are not kept any more (`AGENT_SERVICE_EVENT_RETENTION_SECONDS`). GetRun
+    tells how it ended, ListMessages what was said.
+    Code: OUT_OF_RANGE.
+    Metadata: last_sequence.
+    Message: "the events of run_8f up to 5 are not kept any more; read the run with GetRun and its messages with ListMessages"
+    """
     ERROR_REASON_LLM_UNAVAILABLE: _ErrorReason.ValueType  # 40
     """Reasons of runs that failed or were interrupted (`RunError.reason`).
 
@@ -501,6 +508,13 @@ ERROR_REASON_CLAIM_LOST: ErrorReason.ValueType  # 33
 Code: ABORTED.
 Metadata: tool_call_id.
 Message: "tool_returns[0].claim_token: the claim of call_1a (get_secret_code) is lost; stop working on it"
+"""
+ERROR_REASON_CURSOR_TRIMMED: ErrorReason.ValueType  # 34
+"""The run ended so long ago that its events are not kept any more (`AGENT_SERVICE_EVENT_RETENTION_SECONDS`). GetRun
+tells how it ended, ListMessages what was said.
+Code: OUT_OF_RANGE.
+Metadata: last_sequence.
+Message: "the events of run_8f up to 5 are not kept any more; read the run with GetRun and its messages with ListMessages"
 """
 ERROR_REASON_LLM_UNAVAILABLE: ErrorReason.ValueType  # 40
 """Reasons of runs that failed or were interrupted (`RunError.reason`).

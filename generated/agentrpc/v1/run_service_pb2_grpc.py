@@ -97,7 +97,7 @@ class RunServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchRun(self, request, context):
-        """The run's events after a cursor. First the stored ones, then `live` once, then in token mode one delta with the
+        """The run's events after a cursor; OUT_OF_RANGE with CURSOR_TRIMMED once they are not kept any more. First the stored ones, then `live` once, then in token mode one delta with the
         text so far for each message that is being written, then what comes. Ends with status OK after the final
         RunStopped (at once, and without events, if the cursor is already there); any other end was a cut. A watcher never
         slows the run down: one that reads slowly gets the stored events when it reads again, and may miss deltas.

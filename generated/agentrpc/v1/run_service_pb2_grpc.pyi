@@ -46,7 +46,7 @@ class RunServiceStub:
     GetRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.GetRunRequest, _run_service_pb2.GetRunResponse]
     """The run as it is now."""
     WatchRun: _grpc.UnaryStreamMultiCallable[_run_service_pb2.WatchRunRequest, _run_service_pb2.WatchRunResponse]
-    """The run's events after a cursor. First the stored ones, then `live` once, then in token mode one delta with the
+    """The run's events after a cursor; OUT_OF_RANGE with CURSOR_TRIMMED once they are not kept any more. First the stored ones, then `live` once, then in token mode one delta with the
     text so far for each message that is being written, then what comes. Ends with status OK after the final
     RunStopped (at once, and without events, if the cursor is already there); any other end was a cut. A watcher never
     slows the run down: one that reads slowly gets the stored events when it reads again, and may miss deltas.
@@ -87,7 +87,7 @@ class RunServiceAsyncStub(RunServiceStub):
     GetRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.GetRunRequest, _run_service_pb2.GetRunResponse]  # type: ignore[assignment]
     """The run as it is now."""
     WatchRun: _aio.UnaryStreamMultiCallable[_run_service_pb2.WatchRunRequest, _run_service_pb2.WatchRunResponse]  # type: ignore[assignment]
-    """The run's events after a cursor. First the stored ones, then `live` once, then in token mode one delta with the
+    """The run's events after a cursor; OUT_OF_RANGE with CURSOR_TRIMMED once they are not kept any more. First the stored ones, then `live` once, then in token mode one delta with the
     text so far for each message that is being written, then what comes. Ends with status OK after the final
     RunStopped (at once, and without events, if the cursor is already there); any other end was a cut. A watcher never
     slows the run down: one that reads slowly gets the stored events when it reads again, and may miss deltas.
@@ -137,7 +137,7 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_service_pb2.WatchRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_run_service_pb2.WatchRunResponse], _abc.AsyncIterator[_run_service_pb2.WatchRunResponse]]:
-        """The run's events after a cursor. First the stored ones, then `live` once, then in token mode one delta with the
+        """The run's events after a cursor; OUT_OF_RANGE with CURSOR_TRIMMED once they are not kept any more. First the stored ones, then `live` once, then in token mode one delta with the
         text so far for each message that is being written, then what comes. Ends with status OK after the final
         RunStopped (at once, and without events, if the cursor is already there); any other end was a cut. A watcher never
         slows the run down: one that reads slowly gets the stored events when it reads again, and may miss deltas.
