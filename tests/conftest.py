@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Async tests run on asyncio."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+async def _one_event_loop(anyio_backend: str) -> AsyncIterator[None]:
+    """All async tests run in one event loop: anyio keeps it open for as long as an async fixture lives.
+
+    grpc.aio has one poller per process. With a loop per test it may still have something to tell one that is closed.
+    """
+    yield
 
 
 @pytest.fixture(autouse=True)

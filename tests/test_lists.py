@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from agentrpc.v1 import agent_registry_service_pb2 as registry_pb
-from agentrpc.v1 import agent_service_pb2, run_service_pb2, runs_pb2, sort_order_pb2
+from agentrpc.v1 import agent_service_pb2, inbox_service_pb2, run_service_pb2, runs_pb2, sort_order_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from agent_service.engine.limits import Limits
@@ -34,21 +36,24 @@ def forged(value: object) -> str:
     return base64.urlsafe_b64encode(json.dumps(value).encode()).decode()
 
 
-FORGED: list[object] = [
-    None,
-    7,
-    [],
-    {"a": 1, "b": 2},
-    [1],
-    ["1", "a"],
-    [1, 2],
-    [-1, "a"],
-    [2**63, "a"],
-    [True, "a"],
-    [1.5, "a"],
-]
-FORGED += [[1, "\ud800"], [1, "a\0b"], [1, ""]]
+FORGED: list[object] = [None, 7, [], {"a": 1, "b": 2, "c": 3}, [1, "a"]]
 BAD_TOKENS = ["x", "é", "!!!!", "AAAA", *map(forged, FORGED)]
+BAD_PLACES: list[list[object]] = [[1], ["1", "a"], [1, 2], [-1, "a"], [2**63, "a"], [True, "a"], [1.5, "a"]]
+BAD_PLACES += [[1, "\ud800"], [1, "a\0b"], [1, ""]]
+
+
+def lists(client: Client, conversation_id: str) -> dict[str, Callable[..., Any]]:
+    """The calls that list something, by the name that their tokens bear."""
+    messages = partial(registry_pb.ListMessagesRequest, conversation_id=conversation_id)
+    return {
+        "runs": lambda **page: client.runs.ListRuns(run_service_pb2.ListRunsRequest(**page)),
+        "agents": lambda **page: client.registry.ListAgents(registry_pb.ListAgentsRequest(**page)),
+        "conversations": lambda **page: client.registry.ListConversations(registry_pb.ListConversationsRequest(**page)),
+        "messages": lambda **page: client.registry.ListMessages(messages(**page)),
+        "calls": lambda **page: client.inbox.ListPendingToolCalls(
+            inbox_service_pb2.ListPendingToolCallsRequest(**page)
+        ),
+    }
 
 
 async def run_pages(client: Client, **fields: Any) -> list[list[str]]:
@@ -192,17 +197,28 @@ async def test_a_token_that_no_server_gave_is_refused_by_every_list(store: str) 
     """Whatever it holds: INVALID_ARGUMENT naming page_token, never an internal error or the first page."""
     async with scripted([says("Yes.")], store) as (client, _):
         run = (await client.ask("Hi")).run
-        for token in BAD_TOKENS:
-            for call in (
-                client.runs.ListRuns(run_service_pb2.ListRunsRequest(page_token=token)),
-                client.registry.ListAgents(registry_pb.ListAgentsRequest(page_token=token)),
-                client.registry.ListConversations(registry_pb.ListConversationsRequest(page_token=token)),
-                client.registry.ListMessages(
-                    registry_pb.ListMessagesRequest(page_token=token, conversation_id=run.conversation_id)
-                ),
-            ):
-                refused = await refusal(call)
+        for name, listing in lists(client, run.conversation_id).items():
+            await listing(page_token=forged([name, 1, "a"]))
+            for token in [*BAD_TOKENS, *(forged([name, *place]) for place in BAD_PLACES)]:
+                refused = await refusal(listing(page_token=token))
                 assert (refused.code, refused.fields) == ("INVALID_ARGUMENT", ("page_token",)), token
+
+
+async def test_a_token_of_another_list_is_refused(store: str) -> None:
+    """It would begin somewhere, and rows would be missing without a word."""
+    async with scripted([CALL, CALL], store) as (client, _):
+        run = (await client.ask("Hi", SECRET)).run
+        await client.ask("Hi", SECRET)
+        listings = lists(client, run.conversation_id)
+        tokens = {name: (await listing(page_size=1)).next_page_token for name, listing in listings.items()}
+        assert all(tokens.values())
+        for name, listing in listings.items():
+            for of, token in tokens.items():
+                if of == name:
+                    await listing(page_token=token)
+                else:
+                    refused = await refusal(listing(page_token=token))
+                    assert (refused.code, refused.fields) == ("INVALID_ARGUMENT", ("page_token",)), (name, of)
 
 
 async def _talk(client: Client) -> tuple[str, str]:

@@ -36,11 +36,6 @@ needs_local_model = pytest.mark.skipif(bool(missing()), reason=missing())
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 async def model() -> AsyncIterator[LocalModel]:
     async with run_local_model() as running:
         yield running

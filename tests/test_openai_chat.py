@@ -316,6 +316,24 @@ def test_the_body_is_these_bytes() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("{}", '{"type":"object","properties":{}}'),
+        (" { } ", '{"type":"object","properties":{} } '),
+        ('{"type": "object"}', '{"properties":{},"type": "object"}'),
+        ('{ "properties":{"a":{}}, "x": 1.0}', '{"type":"object", "properties":{"a":{}}, "x": 1.0}'),
+        ('{"const":{"type":1}}', '{"type":"object","properties":{},"const":{"type":1}}'),
+    ],
+)
+def test_parameters_are_sent_as_the_schema_of_an_object(written: str, sent: str) -> None:
+    """What endpoints insist on is put in front; the rest stays as it was written. A call by JSON gets the same."""
+    tool = replace(TIME, parameters_json=written)
+    assert f'"parameters":{sent}}}'.encode() in native().build(request(agent=pinned(tool))).body
+    constrained = by_schema().build(request(agent=pinned(tool), choice=REQUIRED))
+    assert f'"arguments":{sent}}},"required"'.encode() in constrained.body
+
+
 def test_what_is_not_set_is_left_out() -> None:
     """No system message without prompt; no tool fields without tools, whatever the choice."""
     agent = pinned(prompt="", parallel=True)

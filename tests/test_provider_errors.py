@@ -90,6 +90,10 @@ FAILURES = {
         says="maximum context length is 8192 tokens",
         http_status=400,
     ),
+    "refused in the stream": refuses(error_in_stream("Too many tokens.", code="400"), says="Too many tokens."),
+    "refused in the stream before the first token": refuses(
+        error_in_stream("Too many tokens.", code="400", after=0), says="Too many tokens."
+    ),
     "no credit": Failure(
         [fails(429, QUOTA, code="insufficient_quota", kind="insufficient_quota")],
         "LLM_INSUFFICIENT_CREDITS",

@@ -303,6 +303,20 @@ async def test_a_struct_is_checked_like_text(store: str) -> None:
         assert (refused.reason, refused.fields) == ("INVALID_TOOL_SCHEMA", ("client_tools[0].parameters",))
 
 
+@pytest.mark.parametrize(
+    "tool",
+    [schema("{}"), tools_pb2.ClientToolSchema(name="tool", parameters=struct_pb2.Struct())],
+    ids=["text", "struct"],
+)
+async def test_an_empty_schema_allows_any_arguments(tool: tools_pb2.ClientToolSchema, store: str) -> None:
+    """Strict endpoints get it as the schema of an object, since they refuse an empty one."""
+    async with scripted([calls(("tool", {"a": 1}))], store) as (client, upstream):
+        run = (await client.ask("Hello?", tool)).run
+        assert run.status == runs_pb2.RUN_STATUS_PAUSED
+        (sent,) = upstream.requests[0].body["tools"]
+        assert sent["function"]["parameters"] == {"type": "object", "properties": {}}
+
+
 async def test_a_tool_without_parameters_takes_none(store: str) -> None:
     """Neither field set: an object schema without properties."""
     async with scripted([calls(("tool", "{}"))], store) as (client, upstream):

@@ -6,8 +6,10 @@ Source: https://platform.openai.com/docs/api-reference/chat/create
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import TypeGuard
 
 from agent_service.domain.message import (
@@ -156,4 +158,17 @@ def _tool_fields(pinned: Pinned, choice: ToolChoice) -> bytes:
 def _tool(tool: ToolSchema) -> bytes:
     described = {"name": tool.name} | ({"description": tool.description} if tool.description else {})
     opened = to_json(described)[:-1]
-    return b'{"type":"function","function":' + opened + b',"parameters":' + to_utf8(tool.parameters_json) + b"}}"
+    parameters = to_utf8(object_schema(tool.parameters_json))
+    return b'{"type":"function","function":' + opened + b',"parameters":' + parameters + b"}}"
+
+
+@lru_cache(maxsize=1024)
+def object_schema(parameters_json: str) -> str:
+    """The schema with the `type` and `properties` that endpoints insist on, where it lacks them; else as it stands."""
+    schema = json.loads(parameters_json)
+    needed = {"type": '"type":"object"', "properties": '"properties":{}'}
+    lacking = ",".join(member for key, member in needed.items() if key not in schema)
+    if not lacking:
+        return parameters_json
+    opened = parameters_json.lstrip()[1:]
+    return "{" + lacking + ("," if schema else "") + opened

@@ -24,7 +24,7 @@ from agent_service.engine.model import (
     ModelRequest,
 )
 from agent_service.models.answer import invalid
-from agent_service.models.encoding import body
+from agent_service.models.encoding import body, object_schema
 from agent_service.models.json_text import repaired, to_json, to_utf8
 
 _TEXT_SCHEMA = to_json(
@@ -138,7 +138,7 @@ def _call_schema(tool: ToolSchema, at: str) -> bytes:
             b'{"type":"object","properties":{"tool":{"const":',
             to_json(tool.name),
             b'},"arguments":',
-            _moved(tool.parameters_json, f"{at}/properties/arguments"),
+            _moved(object_schema(tool.parameters_json), f"{at}/properties/arguments"),
             b'},"required":["tool","arguments"],"additionalProperties":false}',
         )
     )

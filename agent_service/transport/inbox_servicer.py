@@ -56,12 +56,14 @@ class InboxServicer(pb_grpc.InboxServiceServicer):
             kind=_KINDS.get(request.kind),
         )
         descending = reader.order(request.order, descending=False)
-        page = read_page(reader.problems, self._limits, request.page_size, request.page_token, descending=descending)
+        page = read_page(
+            reader.problems, self._limits, "calls", request.page_size, request.page_token, descending=descending
+        )
         reader.done()
         calls = await self._store.waiting_calls(self._caller.tenant, which, page)
         shown = bounded_page(map(translate.waiting_call, calls), page.limit - 1, self._limits.max_response_bytes)
         last = calls[len(shown) - 1] if shown and len(shown) < len(calls) else None
-        token = write_token(last.pending_time, last.call.tool_call_id) if last else ""
+        token = write_token("calls", last.pending_time, last.call.tool_call_id) if last else ""
         return pb.ListPendingToolCallsResponse(calls=shown, next_page_token=token)
 
     async def WatchPendingToolCalls(

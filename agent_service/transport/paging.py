@@ -1,4 +1,4 @@
-"""Page sizes and page tokens. A token is opaque to callers; it holds the last row's place in the list."""
+"""Page sizes and page tokens. A token is opaque to callers; it holds the name of the list and the last row's place."""
 
 from __future__ import annotations
 
@@ -30,28 +30,29 @@ def page_size(problems: Problems, limits: Limits, size: int) -> int:
     return size or DEFAULT_PAGE
 
 
-def read_token(problems: Problems, token: str) -> Key:
-    """The place in a token; (0, "") for none."""
+def read_token(problems: Problems, listed: str, token: str) -> Key:
+    """The place in a token of this list; (0, "") for none."""
     if not token:
         return 0, ""
     try:
-        time, row_id = json.loads(base64.urlsafe_b64decode(token))
+        of, time, row_id = json.loads(base64.urlsafe_b64decode(token))
     except (ValueError, TypeError, binascii.Error, RecursionError):
-        time = row_id = None
-    if type(time) is not int or not 0 <= time < 2**63 or not isinstance(row_id, str) or not _ROW_ID.fullmatch(row_id):
-        problems.add("page_token", "is not one this server gave; send next_page_token of the answer before")
+        of = time = row_id = None
+    is_place = type(time) is int and 0 <= time < 2**63 and isinstance(row_id, str) and _ROW_ID.fullmatch(row_id)
+    if of != listed or not is_place:
+        problems.add("page_token", "is not one this list gave; send next_page_token of the answer before")
         return 0, ""
     return time, row_id
 
 
-def write_token(time: int, row_id: str) -> str:
-    """A token for the rows after this one."""
-    return base64.urlsafe_b64encode(json.dumps([time, row_id]).encode()).decode()
+def write_token(listed: str, time: int, row_id: str) -> str:
+    """A token for the rows of this list after this one."""
+    return base64.urlsafe_b64encode(json.dumps([listed, time, row_id]).encode()).decode()
 
 
-def read_page(problems: Problems, limits: Limits, size: int, token: str, *, descending: bool) -> Page:
+def read_page(problems: Problems, limits: Limits, listed: str, size: int, token: str, *, descending: bool) -> Page:
     """One row more than asked for, so that the answer knows whether more follow."""
-    time, row_id = read_token(problems, token)
+    time, row_id = read_token(problems, listed, token)
     return Page(page_size(problems, limits, size) + 1, descending, time, row_id)
 
 

@@ -58,12 +58,12 @@ class AgentRegistryServicer(pb_grpc.AgentRegistryServiceServicer):
     async def ListAgents(self, request: pb.ListAgentsRequest, context: Context) -> pb.ListAgentsResponse:
         reader = Reader(self._limits)
         size = page_size(reader.problems, self._limits, request.page_size)
-        stored, after_id = read_token(reader.problems, request.page_token)
+        stored, after_id = read_token(reader.problems, "agents", request.page_token)
         reader.done()
         agents = await self._agents.page((bool(stored), after_id), size + 1, self._caller)
         shown = bounded_page(map(translate.agent, agents), size, self._limits.max_response_bytes)
         more = bool(shown) and len(shown) < len(agents)
-        token = write_token(int(not shown[-1].configured), shown[-1].agent_id) if more else ""
+        token = write_token("agents", int(not shown[-1].configured), shown[-1].agent_id) if more else ""
         return pb.ListAgentsResponse(agents=shown, next_page_token=token)
 
     async def UpdateAgent(self, request: pb.UpdateAgentRequest, context: Context) -> pb.UpdateAgentResponse:
@@ -109,12 +109,14 @@ class AgentRegistryServicer(pb_grpc.AgentRegistryServiceServicer):
         reader = Reader(self._limits)
         labels = tuple(sorted(reader.labels(request.labels).items()))
         descending = reader.order(request.order, descending=True)
-        page = read_page(reader.problems, self._limits, request.page_size, request.page_token, descending=descending)
+        page = read_page(
+            reader.problems, self._limits, "conversations", request.page_size, request.page_token, descending=descending
+        )
         reader.done()
         found = await self._registry.list_conversations(self._caller.tenant, labels, page)
         shown = bounded_page(map(translate.conversation, found), page.limit - 1, self._limits.max_response_bytes)
         last = found[len(shown) - 1] if shown and len(shown) < len(found) else None
-        token = write_token(last.create_time, last.conversation_id) if last else ""
+        token = write_token("conversations", last.create_time, last.conversation_id) if last else ""
         return pb.ListConversationsResponse(conversations=shown, next_page_token=token)
 
     async def DeleteConversation(
@@ -132,14 +134,14 @@ class AgentRegistryServicer(pb_grpc.AgentRegistryServiceServicer):
         if not request.conversation_id and not request.run_id:
             reader.problems.add("conversation_id", "is empty, and so is run_id; name a conversation or a run")
         size = page_size(reader.problems, self._limits, request.page_size)
-        after, _ = read_token(reader.problems, request.page_token)
+        after, _ = read_token(reader.problems, "messages", request.page_token)
         descending = reader.order(request.order, descending=False)
         reader.done()
         read = await self._message_reader(request, descending)
         page = await read(after, size)
         shown = bounded_page(map(translate.message, page), size, self._limits.max_response_bytes)
         more = bool(shown) and await read(shown[-1].position, 1)
-        token = write_token(shown[-1].position, "-") if more else ""
+        token = write_token("messages", shown[-1].position, "-") if more else ""
         return pb.ListMessagesResponse(messages=shown, next_page_token=token)
 
     async def _message_reader(self, request: pb.ListMessagesRequest, descending: bool) -> ReadMessages:

@@ -73,12 +73,14 @@ class RunServicer(pb_grpc.RunServiceServicer):
             ),
         )
         descending = reader.order(request.order, descending=True)
-        page = read_page(reader.problems, self._limits, request.page_size, request.page_token, descending=descending)
+        page = read_page(
+            reader.problems, self._limits, "runs", request.page_size, request.page_token, descending=descending
+        )
         reader.done()
         runs = await self._runs.parts.store.list_runs(self._caller.tenant, which, page)
         shown = bounded_page(map(translate.run, runs), page.limit - 1, self._limits.max_response_bytes)
         last = runs[len(shown) - 1].run if shown and len(shown) < len(runs) else None
-        token = write_token(last.create_time, last.run_id) if last else ""
+        token = write_token("runs", last.create_time, last.run_id) if last else ""
         return pb.ListRunsResponse(runs=shown, next_page_token=token)
 
     async def RetryRun(self, request: pb.RetryRunRequest, context: Context) -> pb.RetryRunResponse:

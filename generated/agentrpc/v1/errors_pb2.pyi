@@ -153,8 +153,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Message: "client_tools: agent 'responder' has no tools and cannot pause; use another agent or send no client tools"
     """
     ERROR_REASON_TOO_LARGE: _ErrorReason.ValueType  # 19
-    """The request is larger than the server takes (`Limits.max_request_bytes`). Requests that are more than 4 MiB above
-    that are refused by gRPC itself with the same code, and without details. Send less.
+    """The request is larger than the server takes (`Limits.max_request_bytes`): send less. Requests that are more than
+    4 MiB above that are refused by gRPC itself with the same code, and without details. BuildRequest is refused so, too,
+    where the model request is larger than an answer may be (`Limits.max_response_bytes`); Step can still send it.
     Code: RESOURCE_EXHAUSTED.
     Message: "the request has 4200010 bytes; at most 4194304 are allowed"
     """
@@ -431,8 +432,9 @@ Metadata: agent_id; kind.
 Message: "client_tools: agent 'responder' has no tools and cannot pause; use another agent or send no client tools"
 """
 ERROR_REASON_TOO_LARGE: ErrorReason.ValueType  # 19
-"""The request is larger than the server takes (`Limits.max_request_bytes`). Requests that are more than 4 MiB above
-that are refused by gRPC itself with the same code, and without details. Send less.
+"""The request is larger than the server takes (`Limits.max_request_bytes`): send less. Requests that are more than
+4 MiB above that are refused by gRPC itself with the same code, and without details. BuildRequest is refused so, too,
+where the model request is larger than an answer may be (`Limits.max_response_bytes`); Step can still send it.
 Code: RESOURCE_EXHAUSTED.
 Message: "the request has 4200010 bytes; at most 4194304 are allowed"
 """
