@@ -27,7 +27,10 @@ build_python() {
     .venv/bin/python -m grpc_tools.protoc -I ../../proto --python_out=gen --grpc_python_out=gen \
         ../../proto/agentrpc/v1/*.proto
 }
-run_python() { PYTHONPATH=gen .venv/bin/python main.py; }
+run_python() {
+    PYTHONPATH=gen .venv/bin/python workers.py
+    PYTHONPATH=gen .venv/bin/python main.py
+}
 
 tools_go='go buf'
 build_go() {

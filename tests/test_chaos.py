@@ -158,7 +158,7 @@ def the_endpoint_took_every_request(_: Journal, evidence: Evidence) -> None:
 
 def requests_extend_each_other(_: Journal, evidence: Evidence) -> None:
     body: dict[str, Any] = deepcopy(evidence.requests[0].body)
-    body["messages"].append({"role": "assistant", "content": "never said"})
+    body["messages"].insert(-1, {"role": "user", "content": "never said"})
     evidence.requests = [*evidence.requests, replace(evidence.requests[0], body=body)]
 
 

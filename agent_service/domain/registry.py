@@ -97,7 +97,7 @@ class CallFilter:
 @dataclass(frozen=True, slots=True)
 class WaitingCall:
     """A pending call and where it belongs; `pending_time` is since when it waits; `worker_id` has it until
-    `claim_expire_time`, or had it, or is empty."""
+    `claim_expire_time`, or is empty."""
 
     call: PendingCall
     run_id: str
@@ -106,6 +106,10 @@ class WaitingCall:
     pending_time: int
     worker_id: str = ""
     claim_expire_time: int = 0
+
+    def at(self, now: int) -> WaitingCall:
+        """As it stands at a time: a claim that is over is none."""
+        return self if self.claim_expire_time > now else replace(self, worker_id="", claim_expire_time=0)
 
 
 def check_same_agent(existing: AgentRecord, definition: AgentDefinition) -> AgentRecord:

@@ -95,8 +95,9 @@ class Inbox:
     async def _all(self, tenant: str, which: CallFilter) -> AsyncGenerator[WaitingCall]:
         page = Page(PAGE)
         while calls := await self._store.waiting_calls(tenant, which, page):
+            now = self._store.now()
             for waiting in calls:
-                yield waiting
+                yield waiting.at(now)
             page = Page(PAGE, time=calls[-1].pending_time, id=calls[-1].call.tool_call_id)
 
     async def _wait(self) -> None:

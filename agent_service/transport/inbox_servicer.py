@@ -61,7 +61,9 @@ class InboxServicer(pb_grpc.InboxServiceServicer):
         )
         reader.done()
         calls = await self._store.waiting_calls(self._caller.tenant, which, page)
-        shown = bounded_page(map(translate.waiting_call, calls), page.limit - 1, self._limits.max_response_bytes)
+        now = self._store.now()
+        standing = [translate.waiting_call(call.at(now)) for call in calls]
+        shown = bounded_page(standing, page.limit - 1, self._limits.max_response_bytes)
         last = calls[len(shown) - 1] if shown and len(shown) < len(calls) else None
         token = write_token("calls", last.pending_time, last.call.tool_call_id) if last else ""
         return pb.ListPendingToolCallsResponse(calls=shown, next_page_token=token)

@@ -445,7 +445,7 @@ class InboxToolCall(_message.Message):
     agent_id: _builtins.str
     """The run's agent."""
     worker_id: _builtins.str
-    """The worker that has it; empty if nobody claimed it."""
+    """The worker that has it; empty if nobody has."""
     @_builtins.property
     def call(self) -> _tools_pb2.PendingToolCall:
         """The call."""
@@ -456,7 +456,7 @@ class InboxToolCall(_message.Message):
 
     @_builtins.property
     def claim_expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When its claim ends, or ended: then the call is free for others."""
+        """When its claim ends: then the call is free for others. Unset if nobody has it."""
 
     def __init__(
         self,
