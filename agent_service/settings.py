@@ -81,6 +81,9 @@ class Settings(BaseSettings):
         30 * 24 * 3600.0, ge=0, description="How long the events of a run are kept after its end; 0 means for ever."
     )
     heartbeat_seconds: float = Field(15.0, gt=0, description="Silence on a stream before a heartbeat.")
+    stall_seconds: float = Field(
+        60.0, gt=0, description="How long the client of a stream may read nothing before the stream is cut."
+    )
     grace_seconds: float = Field(10.0, ge=0, description="Time for running runs when the server is told to stop.")
     reflection: bool = Field(True, description="Serve gRPC reflection.")
     log_level: str = Field("info", pattern="(?i)^(debug|info|warning|error)$", description="Least level to log.")

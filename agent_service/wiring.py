@@ -179,6 +179,7 @@ async def service(settings: Settings, endpoint: Endpoint) -> AsyncIterator[Serve
             caller=Caller(DEFAULT_TENANT),
             reflect=settings.reflection,
             share_port=settings.worker,
+            stall_seconds=settings.stall_seconds,
         )
         observers.extend((runs.observe, inbox.observe))
         async with Upkeep(runs, int(settings.event_retention_seconds * 1e9)).going_on():

@@ -49,6 +49,7 @@ def test_every_setting_but_the_endpoint_has_the_same_prefix(monkeypatch: pytest.
         "tool_timeout_seconds": ("3", 3.0),
         "heartbeat_seconds": ("2", 2.0),
         "lease_seconds": ("2.5", 2.5),
+        "stall_seconds": ("5", 5.0),
         "event_retention_seconds": ("60", 60.0),
         "workers": ("3", 3),
         "worker": ("true", True),

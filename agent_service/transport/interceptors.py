@@ -30,8 +30,9 @@ class Guard(grpc.aio.ServerInterceptor):
     that leaves during a write cancels the generator in its own task.
     """
 
-    def __init__(self, max_request_bytes: int) -> None:
+    def __init__(self, max_request_bytes: int, stall_seconds: float) -> None:
         self._max_request_bytes = max_request_bytes
+        self._stall_seconds = stall_seconds
 
     async def intercept_service(
         self,
@@ -73,11 +74,24 @@ class Guard(grpc.aio.ServerInterceptor):
                 self._check(request)
                 async with aclosing(inner(request, context)) as responses:
                     async for response in responses:
-                        await context.write(response)
+                        await self._write(context, response)
             if call.status is not None:
                 await context.abort_with_status(call.status)
 
         return handle
+
+    async def _write(self, context: Context, response: Any) -> None:
+        """Sends one message of a stream. Raises READER_STALLED if the client takes nothing for too long."""
+        try:
+            async with asyncio.timeout(self._stall_seconds):
+                await context.write(response)
+        except TimeoutError:
+            raise AgentServiceError(
+                Reason.READER_STALLED,
+                f"nothing was read from this stream for {self._stall_seconds:g} s; "
+                "attach again with WatchRun after the last sequence seen",
+                retry_after=1.0,
+            ) from None
 
     def _check(self, request: Message | None) -> None:
         if request is None:

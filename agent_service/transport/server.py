@@ -71,9 +71,10 @@ class Server:
         caller: Caller,
         reflect: bool = True,
         share_port: bool = False,
+        stall_seconds: float = 60.0,
     ) -> None:
         self._server = grpc.aio.server(
-            interceptors=[Guard(limits.max_request_bytes)], options=_options(limits, share_port)
+            interceptors=[Guard(limits.max_request_bytes, stall_seconds)], options=_options(limits, share_port)
         )
         self._health = health.aio.HealthServicer()
         self._add_services(agents, registry, runs, inbox, limits, caller)

@@ -239,6 +239,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Metadata: last_sequence.
     Message: "the events of run_8f up to 5 are not kept any more; read the run with GetRun and its messages with ListMessages"
     """
+    ERROR_REASON_READER_STALLED: _ErrorReason.ValueType  # 35
+    """The client of a stream read nothing for `AGENT_SERVICE_STALL_SECONDS` although there was something to read. The run
+    goes on: attach again with WatchRun after the last sequence seen.
+    Code: UNAVAILABLE.
+    Message: "nothing was read from this stream for 60 s; attach again with WatchRun after the last sequence seen"
+    """
     ERROR_REASON_LLM_UNAVAILABLE: _ErrorReason.ValueType  # 40
     """Reasons of runs that failed or were interrupted (`RunError.reason`).
 
@@ -517,6 +523,12 @@ tells how it ended, ListMessages what was said.
 Code: OUT_OF_RANGE.
 Metadata: last_sequence.
 Message: "the events of run_8f up to 5 are not kept any more; read the run with GetRun and its messages with ListMessages"
+"""
+ERROR_REASON_READER_STALLED: ErrorReason.ValueType  # 35
+"""The client of a stream read nothing for `AGENT_SERVICE_STALL_SECONDS` although there was something to read. The run
+goes on: attach again with WatchRun after the last sequence seen.
+Code: UNAVAILABLE.
+Message: "nothing was read from this stream for 60 s; attach again with WatchRun after the last sequence seen"
 """
 ERROR_REASON_LLM_UNAVAILABLE: ErrorReason.ValueType  # 40
 """Reasons of runs that failed or were interrupted (`RunError.reason`).
