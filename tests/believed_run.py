@@ -103,6 +103,20 @@ class BelievedRun:
         self.settle_down()
         return self.status == "running"
 
+    def run_out_of_time(self) -> bool:
+        """Nobody answered; True if somebody works on without the answers."""
+        late = [call for call in self.pending if call.kind == "timed"]
+        if self.status != "paused" or not late:
+            return False
+        for call in late:
+            call.state = "expired"
+        if self.pending:
+            return False
+        self.status = "running"
+        self.settle_down()
+        self.epoch += not self.over
+        return not self.over
+
     def settle_down(self) -> None:
         """Where a run that the server works on stands after something happened to its calls."""
         if not any(call.open for call in self.batch):
@@ -152,9 +166,9 @@ def _problem(call: BelievedCall, kind: str) -> Reason | None:
     if call.state != "pending":
         if call.answer == kind:
             return None
-        if call.state == "cancelled":
-            return Reason.CALL_CANCELLED
+        if call.state in ("cancelled", "expired"):
+            return Reason.CALL_CANCELLED if call.state == "cancelled" else Reason.CALL_EXPIRED
         return Reason.CALL_ALREADY_SETTLED if call.answer or not call.open else Reason.CALL_NOT_PENDING
-    if call.kind == "client":
+    if call.kind in ("client", "timed"):
         return Reason.CALL_NEEDS_TOOL_RETURN if kind in ("approve", "edit") else None
     return Reason.CALL_NEEDS_APPROVAL if kind in ("return", "other", "error") else None

@@ -17,11 +17,12 @@ import pytest
 from agent_service.domain.draft import Draft, NewId, Snapshot
 from agent_service.domain.errors import AgentServiceError, Reason
 from agent_service.domain.event import Event
+from agent_service.domain.expiry import expire
 from agent_service.domain.message import Message, UserContent
 from agent_service.domain.moves import PlannedCall, StepRecord, fail, record_answer
 from agent_service.domain.recovery import recover, retry
 from agent_service.domain.run import AgentKind, Claim, Owner, Pinned, Run, RunError, RunStatus, StopReason, Usage
-from agent_service.domain.start import NewRun, Started
+from agent_service.domain.start import NewRun, OnBusy, Started
 from agent_service.domain.submit import (
     ApproveAnswer,
     CallAnswer,
@@ -80,7 +81,12 @@ class Kept:
 
     async def start(self, run_id: str = "run_1", conversation_id: str = "", **fields: Any) -> Started:
         """Starts a run in a new conversation, or in the one named."""
-        return await self.store.start(fields.pop("tenant", TENANT), new_run(run_id, conversation_id, **fields))
+        tenant, on_busy = fields.pop("tenant", TENANT), fields.pop("on_busy", OnBusy.REJECT)
+        return await self.store.start(tenant, replace(new_run(run_id, conversation_id, **fields), on_busy=on_busy))
+
+    async def expire(self, run_id: str = "run_1", tenant: str = TENANT) -> bool:
+        """Another process does what is due by the clock; True if it goes on with the run."""
+        return await self.store.move(tenant, run_id, lambda draft: expire(draft, SECOND))
 
     async def answer(self, *calls: PlannedCall, run_id: str = "run_1", tenant: str = TENANT, **fields: Any) -> Snapshot:
         """Stores a model answer as the run's present owner."""
@@ -188,6 +194,11 @@ def new_run(
 def client(tool_call_id: str, arguments: str = "{}") -> PlannedCall:
     """A call of a client tool."""
     return _planned(tool_call_id, arguments, Executor.CLIENT)
+
+
+def timed(tool_call_id: str) -> PlannedCall:
+    """A call of a client tool whose caller has half a lease for it."""
+    return replace(client(tool_call_id), timeout=LEASE // 2)
 
 
 def server(tool_call_id: str, arguments: str = "{}") -> PlannedCall:

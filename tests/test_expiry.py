@@ -8,12 +8,12 @@ import pytest
 
 from agent_service.domain.errors import AgentServiceError, Reason
 from agent_service.domain.event import RunCause, RunResumed, RunStopped
-from agent_service.domain.expiry import NO_ANSWER, expire
+from agent_service.domain.expiry import NO_ANSWER
 from agent_service.domain.message import ToolReturnContent
 from agent_service.domain.moves import INTERRUPTED_TTL, PlannedCall
 from agent_service.domain.run import RunStatus, StopReason
 from agent_service.domain.tool import OnTimeout
-from tests.store_contract import SECOND, TENANT, Kept, approval, client, opened, returns, server
+from tests.store_contract import TENANT, Kept, approval, client, opened, returns, server
 
 pytestmark = pytest.mark.anyio
 
@@ -31,11 +31,6 @@ async def due(kept: Kept) -> list[str]:
     return [run_id for _, run_id in await kept.store.due_runs(9)]
 
 
-async def look(kept: Kept, run_id: str = "run_1") -> bool:
-    """Another process does what is due; True if it goes on with the run."""
-    return await kept.store.move(TENANT, run_id, lambda draft: expire(draft, SECOND))
-
-
 async def states(kept: Kept, run_id: str = "run_1") -> dict[str, str]:
     """The states of the run's calls."""
     return {c.tool_call_id: c.state.value for c in (await kept.store.get_run(TENANT, run_id)).calls}
@@ -46,10 +41,10 @@ async def test_a_call_that_nobody_answers_in_time_is_an_error_to_the_model(store
     async with opened(store) as kept:
         await kept.paused(timed("ask"))
         kept.clock.now += SOON - 1
-        assert (await due(kept), await look(kept)) == ([], False)
+        assert (await due(kept), await kept.expire()) == ([], False)
         kept.clock.now += 1
         assert await due(kept) == ["run_1"]
-        assert await look(kept)
+        assert await kept.expire()
         assert (await due(kept), await states(kept)) == ([], {"ask": "expired"})
         run = await kept.run()
         assert (run.status, run.owner, run.epoch) == (RunStatus.RUNNING, "process_2", 2)
@@ -76,12 +71,12 @@ async def test_a_call_among_others_expires_alone(store: str) -> None:
     async with opened(store) as kept:
         await kept.paused(timed("first"), timed("second", LATER), client("third"))
         kept.clock.now += SOON
-        assert not await look(kept)
+        assert not await kept.expire()
         assert await states(kept) == {"first": "expired", "second": "pending", "third": "pending"}
         assert (await kept.run()).status is RunStatus.PAUSED
         assert not (await kept.submit(returns("third"))).resumed
         kept.clock.now += LATER
-        assert await look(kept)
+        assert await kept.expire()
         assert await states(kept) == {"first": "expired", "second": "expired", "third": "returned"}
 
 
@@ -90,7 +85,7 @@ async def test_a_call_may_end_its_run(store: str) -> None:
     async with opened(store) as kept:
         await kept.paused(timed("vital", SOON, OnTimeout.FAIL_RUN), client("other"), approval("send"))
         kept.clock.now += SOON
-        assert not await look(kept)
+        assert not await kept.expire()
         run = await kept.run()
         assert run.error is not None
         assert (run.status, run.stop_reason) == (RunStatus.FAILED, StopReason.EXPIRED)
@@ -106,7 +101,7 @@ async def test_a_call_may_wait_on_after_its_time(store: str) -> None:
     async with opened(store) as kept:
         await kept.paused(timed("ask", SOON, OnTimeout.KEEP_WAITING), timed("more", SOON, OnTimeout.KEEP_WAITING))
         kept.clock.now += LATER
-        assert (await due(kept), await look(kept)) == ([], False)
+        assert (await due(kept), await kept.expire()) == ([], False)
         assert (await kept.submit(returns("ask"))).fresh
 
 
@@ -120,11 +115,11 @@ async def test_a_pause_that_lasts_too_long_expires_the_run(store: str) -> None:
         assert (await kept.run()).pause_expire_time == kept.clock.now + TTL
         kept.clock.now += TTL
         assert await due(kept) == ["run_1"]
-        assert not await look(kept)
+        assert not await kept.expire()
         run = await kept.run()
         assert (run.status, run.stop_reason, run.error) == (RunStatus.EXPIRED, StopReason.EXPIRED, None)
         assert await states(kept) == {"second": "expired", "third": "expired"}
-        assert (await due(kept), await look(kept)) == ([], False)
+        assert (await due(kept), await kept.expire()) == ([], False)
         with pytest.raises(AgentServiceError) as caught:
             await kept.submit(returns("second"), request_id="late")
         assert caught.value.reason is Reason.CALL_EXPIRED
@@ -141,7 +136,7 @@ async def test_an_interrupted_run_that_nobody_retries_fails(store: str) -> None:
         assert await kept.retry("run_2")
         kept.clock.now += 1
         assert await due(kept) == ["run_1"]
-        assert not await look(kept)
+        assert not await kept.expire()
         run = await kept.run()
         assert run.error is not None
         assert (run.status, run.error.retryable) == (RunStatus.FAILED, False)
@@ -153,7 +148,7 @@ async def test_the_last_step_ends_the_run_also_when_its_call_expires(store: str)
     async with opened(store) as kept:
         await kept.paused(timed("ask"), max_steps=1)
         kept.clock.now += SOON
-        assert not await look(kept)
+        assert not await kept.expire()
         assert (await kept.run()).stop_reason is StopReason.MAX_STEPS
 
 

@@ -35,7 +35,7 @@ from agent_service.domain.moves import (
 )
 from agent_service.domain.recovery import recover
 from agent_service.domain.run import Claim, RunError, StopReason
-from agent_service.domain.start import Started
+from agent_service.domain.start import OnBusy, Started
 from agent_service.domain.submit import CallAnswer, Submitted
 from agent_service.engine.loop import moved
 from tests.believed_run import BelievedCall, BelievedRun
@@ -55,6 +55,7 @@ from tests.store_contract import (
     returns,
     server,
     submitted,
+    timed,
 )
 
 T = TypeVar("T")
@@ -62,6 +63,7 @@ CONVERSATION = "conv_run_1"
 MAX_INVALID = 2
 PLANS: dict[str, Callable[[str], PlannedCall]] = {
     "client": client,
+    "timed": timed,
     "server": server,
     "repeatable": repeatable,
     "approval": approval,
@@ -177,6 +179,7 @@ class RunMachine(RuleBasedStateMachine):
             RunMachine.tool_starts: 5 if works and run and run.startable else 0,
             RunMachine.tool_finishes: 5 if works and run and run.started else 0,
             RunMachine.cancel: 1 if run else 0,
+            RunMachine.nobody_answers: 2 if run and run.status == "paused" else 0,
             RunMachine.owner_is_lost: 2 if run else 0,
             RunMachine.owner_is_only_slow: 1 if run else 0,
             RunMachine.retry: 3 if run and run.status == "interrupted" else 1 if run else 0,
@@ -190,22 +193,24 @@ class RunMachine(RuleBasedStateMachine):
     # Starting
 
     def start(self, draw: Draw) -> None:
-        """A new message: it runs, settles an interrupted run first, or is told what it waits for."""
+        """A new message: it runs, settles an interrupted run first, takes the place of a busy one, or is told what it
+        waits for."""
         max_steps = draw(st.sampled_from([1, 2, 3, 5, 9]))
         run = BelievedRun(f"run_{len(self.runs) + 1}", max_steps)
         conversation = CONVERSATION if self.runs else ""
-        result = self.both(lambda kept: kept.start(run.run_id, conversation, max_steps=max_steps))
+        on_busy = draw(st.sampled_from([OnBusy.REJECT, OnBusy.REJECT, OnBusy.SUPERSEDE]))
+        result = self.both(lambda kept: kept.start(run.run_id, conversation, max_steps=max_steps, on_busy=on_busy))
         busy = {"running": Reason.CONVERSATION_BUSY, "paused": Reason.CONVERSATION_PAUSED}
-        if self.runs and self.current.status in busy:
+        if self.runs and self.current.status in busy and on_busy is OnBusy.REJECT:
             assert result.reason is busy[self.current.status]
             assert result.metadata["run_id"] == self.current.run_id
             return
         assert isinstance(result, Started)
         assert not result.joined
-        if self.runs and self.current.status == "interrupted":
+        if self.runs and not self.current.over:
             self.current.close()
             self.current.epoch += 1
-            self.current.stop("failed")
+            self.current.stop("failed" if self.current.status == "interrupted" else "cancelled")
         self.runs.append(run)
 
     def start_again(self, draw: Draw) -> None:
@@ -304,6 +309,15 @@ class RunMachine(RuleBasedStateMachine):
         assert stale == (() if run.status == "running" else (claim,))
         assert not self.both(lambda kept: kept.store.move(TENANT, run.run_id, lambda d: recover(d, PINNED, SECOND)))
 
+    def nobody_answers(self, draw: Draw) -> None:
+        """The time of calls passes, and another process looks."""
+        for kept in self.kept:
+            kept.clock.now += LEASE
+        due = self.both(lambda kept: kept.store.due_runs(9))
+        late = any(call.kind == "timed" for call in self.current.pending)
+        assert due == (((TENANT, self.current.run_id),) if late else ())
+        assert self.both(lambda kept: kept.expire(self.current.run_id)) == self.current.run_out_of_time()
+
     def retry(self, draw: Draw) -> None:
         """Somebody asks to go on with a run, with a new id, a used one or none."""
         run = draw(st.sampled_from([*self.runs[-2:], self.current]))
@@ -345,7 +359,7 @@ class RunMachine(RuleBasedStateMachine):
         pending = self.current.pending
         for call in draw(st.one_of(st.just(pending), st.lists(st.sampled_from(pending), min_size=1, unique_by=id))):
             kind = draw(st.sampled_from(["fits", "fits", "error", "deny", "edit"]))
-            usual = "return" if call.kind == "client" else "approve"
+            usual = "approve" if call.kind == "approval" else "return"
             fits = kind == "deny" or (kind == "edit") == (call.kind == "approval")
             chosen.append((call.name, kind if kind != "fits" and fits else usual))
         self._submit(self.current, chosen, draw(st.sampled_from(["none", "new"])))
@@ -391,7 +405,10 @@ class RunMachine(RuleBasedStateMachine):
             assert (len(stops), [stop.final for stop in stops].count(True)) == (run.stops, int(run.over))
             if run.status != "running":
                 assert (stops[-1].status.value, stops[-1].final) == (run.status, run.over)
-                assert [call.tool_call_id for call in stops[-1].remaining] == [call.name for call in run.pending]
+                # A call that nobody answered leaves those that remain without a further stop.
+                late = {call.name for call in run.calls if call.state == "expired"}
+                told = [call.tool_call_id for call in stops[-1].remaining if call.tool_call_id not in late]
+                assert told == [call.name for call in run.pending]
             coming = next_of(snapshot.run, snapshot.calls)
             assert isinstance(coming, AskModel) == run.asks
             names = [call.tool_call_id for call in coming.calls] if isinstance(coming, Execute) else []

@@ -69,6 +69,21 @@ class Watcher:
         return self.events[-1]
 
 
+async def test_a_background_run_is_answered_from_the_inbox_of_another_process(tmp_path: Path) -> None:
+    """Started at one, listed and answered at the other, and watched from its beginning at the first, while nobody waits
+    for it."""
+    async with pair(tmp_path, [CALLS, says("Done.")]) as (upstream, _, (_, here), (_, there)):
+        run = (await here.ask("Codes?", SECRET, background=True)).run
+        watcher = Watcher(here, run.run_id)
+        while len(found := (await there.waiting(agent_id="default")).calls) < len(NAMES):
+            pass
+        assert {call.run_id for call in found} == {run.run_id}
+        await there.answer(run.run_id, *(returned(call.call, "A-1") for call in found), background=True)
+        assert (await watcher.ended()).run_stopped.status == runs_pb2.RUN_STATUS_COMPLETED
+        assert durable(watcher.events) == durable(await there.watch(run.run_id))
+        upstream.check_histories()
+
+
 async def test_a_watcher_at_another_process_gets_every_durable_event_promptly(tmp_path: Path) -> None:
     """It is told that it gets no deltas, and then the same durable events as a watcher at the owner, within a second
     each, over model calls, tools and a pause that is answered through either process.
