@@ -26,6 +26,8 @@ MODEL = [
     says("The code is AZURE-7731."),
     says("Hello."),
     fails(503, "Overloaded."),
+    says("Hello."),
+    calls(("get_secret_code", {})),
 ]
 _ISSUED = re.compile(r"\b(call|conv|msg)_[0-9a-f]{24}\b")
 
