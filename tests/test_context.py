@@ -23,6 +23,8 @@ from tests.service import SECRET, returned, scripted
 
 pytestmark = pytest.mark.anyio
 
+BORN = 7
+"""When the conversations were made."""
 TENANT, CONVERSATION = "acme", "conv_1"
 
 
@@ -93,7 +95,7 @@ def exchange(number: int) -> tuple[Content, ...]:
 
 async def history(contexts: Contexts, model: OpenAIChatModel, last: int, conversation: str = CONVERSATION) -> bytes:
     """The cached history in one piece."""
-    return joined(await contexts.history(TENANT, conversation, model, last))
+    return joined(await contexts.history(TENANT, conversation, model, last, BORN))
 
 
 async def test_each_step_reads_and_encodes_only_what_is_new(model: OpenAIChatModel) -> None:
@@ -148,7 +150,7 @@ async def test_conversations_tenants_and_clients_are_kept_apart(model: OpenAICha
     contexts = store.open()
     for tenant, conversation, text in ((TENANT, "conv_1", "a"), (TENANT, "conv_2", "b"), ("globex", "conv_1", "c")):
         store.append(User(text), conversation_id=conversation, tenant=tenant)
-        pieces = await contexts.history(tenant, conversation, model, 1)
+        pieces = await contexts.history(tenant, conversation, model, 1, BORN)
         assert joined(pieces) == model.encode(store.kept[tenant, conversation])
     store.append(User("more of b"), conversation_id="conv_2")
     assert await history(contexts, model, 1) == store.fresh(model, 1)
@@ -162,7 +164,7 @@ async def test_a_look_ahead_keeps_nothing(model: OpenAIChatModel) -> None:
     planned = Message(
         "msg_x", CONVERSATION, "run_1", "", 3, 0, ToolReturnContent("call_1", "get", Outcome.RETURNED, "x")
     )
-    seen = joined(await contexts.peek(TENANT, CONVERSATION, model, last, [planned]))
+    seen = joined(await contexts.peek(TENANT, CONVERSATION, model, last, BORN, [planned]))
     assert seen == model.encode([*store.kept[TENANT, CONVERSATION], planned])
     last = store.append(ToolReturnContent("call_1", "get", Outcome.FAILED, "y"))
     assert await history(contexts, model, last) == store.fresh(model, last)
@@ -172,9 +174,9 @@ async def test_a_history_that_was_given_never_changes(model: OpenAIChatModel) ->
     """A request that is being built keeps its pieces while the conversation goes on."""
     store = Conversations()
     contexts = store.open()
-    before = await contexts.history(TENANT, CONVERSATION, model, store.append(User("Hi")))
+    before = await contexts.history(TENANT, CONVERSATION, model, store.append(User("Hi")), BORN)
     copy = list(before)
-    await contexts.history(TENANT, CONVERSATION, model, store.append(AssistantContent("Hello."), User("More")))
+    await contexts.history(TENANT, CONVERSATION, model, store.append(AssistantContent("Hello."), User("More")), BORN)
     assert before == copy
 
 
@@ -250,7 +252,9 @@ def test_it_is_never_stale(steps: list[tuple[str, str | None]], max_bytes: int) 
             elif action == "hear":
                 store.contexts[:] = [contexts]
             elif action == "peek":
-                assert joined(await contexts.peek(TENANT, CONVERSATION, model, last, [])) == store.fresh(model, last)
+                assert joined(await contexts.peek(TENANT, CONVERSATION, model, last, BORN, [])) == store.fresh(
+                    model, last
+                )
             elif action == "use twice":
                 uses = await asyncio.gather(history(contexts, model, last), history(contexts, model, last))
                 assert set(uses) == {store.fresh(model, last)}

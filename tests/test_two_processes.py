@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agentrpc.v1 import agent_registry_service_pb2 as registry_pb
 from agentrpc.v1 import events_pb2, run_service_pb2, runs_pb2
 
 from tests.process import API_KEY, environment, running
@@ -82,6 +83,16 @@ async def test_a_background_run_is_answered_from_the_inbox_of_another_process(tm
         assert (await watcher.ended()).run_stopped.status == runs_pb2.RUN_STATUS_COMPLETED
         assert durable(watcher.events) == durable(await there.watch(run.run_id))
         upstream.check_histories()
+
+
+async def test_a_conversation_made_anew_has_nothing_of_the_one_before(tmp_path: Path) -> None:
+    """Also at a process that knows the earlier one by heart, and was not told that another one deleted it."""
+    async with pair(tmp_path, [says("One."), says("Two."), says("Three.")]) as (upstream, _, (_, here), (_, there)):
+        for client in (here, there, here):
+            await client.registry.CreateConversation(registry_pb.CreateConversationRequest(conversation_id="conv-1"))
+            await client.ask("Hi", conversation_id="conv-1")
+            assert [message["content"] for message in upstream.requests[-1].messages[1:]] == ["Hi"]
+            await there.registry.DeleteConversation(registry_pb.DeleteConversationRequest(conversation_id="conv-1"))
 
 
 async def test_a_watcher_at_another_process_gets_every_durable_event_promptly(tmp_path: Path) -> None:

@@ -189,7 +189,8 @@ class Run:
     `running_since` is 0 unless it is RUNNING, and `lease_expire_time` if its owner handed it over. `losses` counts the
     owners that were lost since the last progress. `pause_ttl` (nanoseconds) is how long it may be PAUSED at a time;
     `pause_expire_time` is when a PAUSED or INTERRUPTED run is given up, 0 in any other status.
-    `queued_inputs` is what a QUEUED run will say when its turn comes.
+    `queued_inputs` is what a QUEUED run will say when its turn comes. `conversation_time` is when its conversation was
+    made, which tells it from an earlier one of the same id.
     """
 
     run_id: str
@@ -225,6 +226,7 @@ class Run:
     pause_ttl: int = DEFAULT_PAUSE_TTL
     pause_expire_time: int = 0
     queued_inputs: tuple[QueuedInput, ...] = ()
+    conversation_time: int = 0
 
 
 @dataclass(frozen=True, slots=True)

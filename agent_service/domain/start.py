@@ -41,11 +41,12 @@ class NewRun:
 @dataclass(frozen=True, slots=True)
 class ConversationState:
     """What a start sees of its conversation: the next message's position, its run that is RUNNING, PAUSED or
-    INTERRUPTED, and the ids of those that wait, in their order."""
+    INTERRUPTED, and the ids of those that wait, in their order. `create_time` is 0 for one that is made now."""
 
     next_position: int
     current: RunState | None
     queue: tuple[str, ...] = ()
+    create_time: int = 0
 
     @property
     def busy(self) -> Run | None:
@@ -87,12 +88,13 @@ def plan_start(
             Reason.CONVERSATION_NOT_FOUND,
             f"conversation_id: no conversation '{new.run.conversation_id}'; leave it empty to begin one",
         )
+    run = replace(new.run, create_time=now, update_time=now, conversation_time=conversation.create_time or now)
     if conversation.busy or conversation.queue:
         if new.on_busy is OnBusy.ENQUEUE:
-            return _enqueue(new, conversation, now, new_id)
+            return _enqueue(replace(new, run=run), conversation, now, new_id)
         if new.on_busy is OnBusy.REJECT:
             raise _busy(new.run.conversation_id, conversation)
-    state = RunState(replace(new.run, create_time=now, update_time=now), (), 0, None, now)
+    state = RunState(run, (), 0, None, now)
     return _begin(state, conversation, new.inputs, new.owner, new_id, accepted=False)
 
 
@@ -148,7 +150,7 @@ def _enqueue(new: NewRun, conversation: ConversationState, now: int, new_id: New
         QueuedInput(False, each.text, each.name) if isinstance(each, UserContent) else QueuedInput(True, each.text)
         for each in new.inputs
     )
-    run = replace(new.run, create_time=now, update_time=now, queued_inputs=inputs)
+    run = replace(new.run, queued_inputs=inputs)
     draft = Draft(RunState(run, (), conversation.next_position, None, now), new_id)
     accept(draft)
     change = _changed(draft)

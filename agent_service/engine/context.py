@@ -27,8 +27,10 @@ _Key = tuple[str, str, str]
 class _Entry:
     """Pieces encode the messages up to `position`; `waiting` are those after it, not encoded yet.
 
-    `counted` are the bytes of it in the total.
+    `counted` are the bytes of it in the total. `born` is when the conversation was made.
     """
+
+    born: int
 
     position: int = 0
     pieces: list[bytes] = field(default_factory=list)
@@ -55,11 +57,12 @@ class Contexts:
         self._keys: dict[tuple[str, str], set[_Key]] = {}
 
     async def history(
-        self, tenant: str, conversation_id: str, model: ModelClient, last_position: int
+        self, tenant: str, conversation_id: str, model: ModelClient, last_position: int, born: int
     ) -> Sequence[bytes]:
-        """The conversation's messages up to `last_position`, encoded. Each call among them has its outcome."""
+        """The messages up to `last_position` of the conversation that was made then, encoded. Each call among them has
+        its outcome. Another process may have deleted an earlier conversation of the same id."""
         key = (tenant, conversation_id, model.name)
-        entry = self._entries.get(key) or _Entry()
+        entry = self._known(key, born)
         await self._read(entry, tenant, conversation_id, last_position)
         if entry.waiting:
             piece = model.encode(entry.waiting)
@@ -71,13 +74,23 @@ class Contexts:
         return list(entry.pieces)
 
     async def peek(
-        self, tenant: str, conversation_id: str, model: ModelClient, last_position: int, more: Sequence[Message]
+        self,
+        tenant: str,
+        conversation_id: str,
+        model: ModelClient,
+        last_position: int,
+        born: int,
+        more: Sequence[Message],
     ) -> Sequence[bytes]:
         """The same, followed by messages that are not stored; nothing is kept."""
-        cached = self._entries.get((tenant, conversation_id, model.name)) or _Entry()
-        entry = _Entry(cached.position, list(cached.pieces), waiting=list(cached.waiting))
+        cached = self._known((tenant, conversation_id, model.name), born)
+        entry = _Entry(born, cached.position, list(cached.pieces), waiting=list(cached.waiting))
         await self._read(entry, tenant, conversation_id, last_position)
         return [*entry.pieces, model.encode([*entry.waiting, *more])]
+
+    def _known(self, key: _Key, born: int) -> _Entry:
+        entry = self._entries.get(key)
+        return entry if entry is not None and entry.born == born else _Entry(born)
 
     def observe(self, tenant: str, events: tuple[Event, ...]) -> None:
         """Takes along what was just committed, so that it need not be read."""

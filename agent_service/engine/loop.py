@@ -110,8 +110,9 @@ class Loop:
             return await self._parts.store.owner_move(self._claim, moved(record_answer, record))
 
     async def _build(self, snapshot: Snapshot) -> tuple[ModelRequest, BuiltRequest]:
+        run = snapshot.run
         history = await self._parts.contexts.history(
-            self._claim.tenant, snapshot.run.conversation_id, self._model, snapshot.last_position
+            self._claim.tenant, run.conversation_id, self._model, snapshot.last_position, run.conversation_time
         )
         request = model_request(snapshot, self._pinned, history)
         return request, self._model.build(request)

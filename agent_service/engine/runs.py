@@ -349,7 +349,10 @@ class Runs:
                 return Built(b"", f"the run would stop with {snapshot.run.stop_reason}", (), (), overridden)
         model = self.parts.models[pinned.provider]
         stored = snapshot.last_position - len(messages)
-        history = await self.parts.contexts.peek(tenant, snapshot.run.conversation_id, model, stored, messages)
+        run = snapshot.run
+        history = await self.parts.contexts.peek(
+            tenant, run.conversation_id, model, stored, run.conversation_time, messages
+        )
         body = model.build(model_request(snapshot, pinned, history)).body
         return Built(body, overridden_tools=overridden)
 

@@ -300,7 +300,7 @@ class MemoryStore:
             for run_id in conversation.queue
             if (tenant, run_id) in self.runs and self.runs[tenant, run_id].run.status is RunStatus.QUEUED
         ]
-        return ConversationState(position, current, tuple(conversation.queue))
+        return ConversationState(position, current, tuple(conversation.queue), conversation.create_time)
 
     def _write(self, tenant: str, change: Change) -> None:
         run = change.run

@@ -101,7 +101,7 @@ class SqliteStore:
             run_key, run = rows.load_run(db, tenant, run_id)
             now, key = self._clock(), rows.conversation_of(db, run_key)
             state = rows.load_state(db, run_key, run, now)
-            conversation = rows.load_conversation(db, key, state.next_position, now)
+            conversation = rows.load_conversation(db, key, state.next_position, run.conversation_time, now)
             plan = plan_queued(state, conversation, owner, self._new_id)
             if plan is None:
                 return None, []

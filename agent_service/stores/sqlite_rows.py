@@ -82,16 +82,19 @@ def _load_receipt(db: sqlite3.Connection, run_key: int, request_id: str) -> Rece
     return codec.decode_receipt(*row) if row else None
 
 
-def find_conversation(db: sqlite3.Connection, tenant: str, conversation_id: str) -> tuple[int, int] | None:
-    """The key of a conversation and its next position."""
+def find_conversation(db: sqlite3.Connection, tenant: str, conversation_id: str) -> tuple[int, int, int] | None:
+    """The key of a conversation, its next position, and when it was made."""
     row = db.execute(
-        "SELECT conversation_key, next_position FROM conversations WHERE tenant = ? AND conversation_id = ?",
+        "SELECT conversation_key, next_position, create_time FROM conversations "
+        "WHERE tenant = ? AND conversation_id = ?",
         (tenant, conversation_id),
     ).fetchone()
-    return (row[0], row[1]) if row else None
+    return (row[0], row[1], row[2]) if row else None
 
 
-def load_conversation(db: sqlite3.Connection, conversation_key: int, position: int, now: int) -> ConversationState:
+def load_conversation(
+    db: sqlite3.Connection, conversation_key: int, position: int, create_time: int, now: int
+) -> ConversationState:
     """What a start sees: the run of the conversation that is not settled, if there is one."""
     row = db.execute(
         "SELECT run_key, lease_expire_time, codec, body FROM runs "
@@ -104,7 +107,7 @@ def load_conversation(db: sqlite3.Connection, conversation_key: int, position: i
     )
     queue = tuple(run_id for (run_id,) in queued)
     current = load_state(db, row[0], _run(*row[1:]), now) if row else None
-    return ConversationState(position, current, queue)
+    return ConversationState(position, current, queue, create_time)
 
 
 def insert_conversation(db: sqlite3.Connection, tenant: str, conversation_id: str, now: int) -> int:
