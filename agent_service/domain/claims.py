@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 
 from agent_service.domain.draft import Draft
 from agent_service.domain.errors import AgentServiceError, FieldViolation, Reason, invalid
+from agent_service.domain.expiry import due_time
+from agent_service.domain.run import Run
 from agent_service.domain.tool import Call
 
 
@@ -18,6 +20,16 @@ class Extended:
 
     claim_expire_time: int
     cancel_requested: bool
+
+
+MAX_CLAIMED_BYTES = 1024 * 1024
+"""About how many bytes of arguments one claim gives out at most; one larger call is given out by itself."""
+
+
+def claimable(run: Run, call: Call, now: int) -> bool:
+    """Whether a worker may have the call: it waits, nobody has it, and an answer to it would be taken."""
+    over = 0 < run.pause_expire_time <= now or _overdue(call, now)
+    return call.pending and call.claim_expire_time <= now and not over
 
 
 def claimed(call: Call, worker_id: str, token: str, until: int) -> Call:
@@ -33,7 +45,7 @@ def extend(draft: Draft, tool_call_id: str, token: str, lease: int) -> Extended:
         raise invalid(FieldViolation("tool_call_id", text), reason=Reason.UNKNOWN_TOOL_CALL)
     if not call.claim_token or call.claim_token != token:
         raise claim_lost("claim_token", call)
-    if not call.pending:
+    if not call.pending or _overdue(call, draft.now):
         return Extended(call.claim_expire_time, True)
     until = draft.now + lease
     draft.put_call(replace(call, claim_expire_time=until))
@@ -56,6 +68,10 @@ def check_claim(call: Call, token: str, path: str, now: int) -> None:
                 "claim_expire_time": str(call.claim_expire_time),
             },
         )
+
+
+def _overdue(call: Call, now: int) -> bool:
+    return 0 < due_time(call) <= now
 
 
 def claim_lost(path: str, call: Call) -> AgentServiceError:

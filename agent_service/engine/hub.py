@@ -178,6 +178,7 @@ class Hub:
     def __init__(self, queue_limit: int) -> None:
         self._queue_limit = queue_limit
         self._channels: dict[tuple[str, str], Channel] = {}
+        self._inbox_watchers: set[asyncio.Event] = set()
         self.closed = False
 
     def publish(self, tenant: str, run_id: str, events: tuple[Event, ...]) -> None:
@@ -216,6 +217,26 @@ class Hub:
             channel.subscriptions.remove(subscription)
             self._release(tenant, run_id, channel)
 
+    @property
+    def inbox_watched(self) -> bool:
+        """Whether somebody here watches the inbox."""
+        return bool(self._inbox_watchers)
+
+    @contextmanager
+    def watch_inbox(self) -> Iterator[asyncio.Event]:
+        """Attaches a watcher of the inbox. The event is set when there may be something new, and at the end."""
+        changed = asyncio.Event()
+        self._inbox_watchers.add(changed)
+        try:
+            yield changed
+        finally:
+            self._inbox_watchers.remove(changed)
+
+    def stir_inbox(self) -> None:
+        """Calls may have come, gone or been claimed."""
+        for changed in self._inbox_watchers:
+            changed.set()
+
     @contextmanager
     def own(self, tenant: str, run_id: str, sequence: int) -> Iterator[Channel]:
         """For the task that works on the run, whose log it knows up to `sequence`."""
@@ -232,6 +253,7 @@ class Hub:
     def close(self) -> None:
         """Lets readers go, once they have read what they have."""
         self.closed = True
+        self.stir_inbox()
         for channel in self._channels.values():
             for subscription in channel.subscriptions:
                 subscription.close()

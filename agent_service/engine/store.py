@@ -105,8 +105,9 @@ class RunStore(Protocol):
     async def claim_calls(
         self, tenant: str, which: CallFilter, worker_id: str, lease: int, limit: int
     ) -> tuple[tuple[WaitingCall, str], ...]:
-        """Claims at most `limit` pending calls that no claim holds, for `lease` nanoseconds from now; each with a new
-        token. Of any number of workers that ask at once one gets a call."""
+        """Claims at most `limit` pending calls that no claim holds and whose time is not over, for `lease` nanoseconds
+        from now; each with a new token. Of any number of workers that ask at once one gets a call. All together have
+        at most about 1 MiB of arguments; one larger call is claimed by itself."""
 
     async def delete_run(self, tenant: str, run_id: str) -> None:
         """Forgets a run that is neither RUNNING nor PAUSED nor QUEUED (else RUN_ACTIVE). Its messages stay.

@@ -61,8 +61,9 @@ class Upkeep:
     async def listen(self) -> None:
         """Brings what other processes wrote to those here whom it concerns."""
         hub, store = self._runs.parts.hub, self._runs.parts.store
-        if not hub.watched or not (await store.written_elsewhere() or self._again):
+        if not (hub.watched or hub.inbox_watched) or not (await store.written_elsewhere() or self._again):
             return
+        hub.stir_inbox()
         self._again = True  # also if the question fails: the store tells of a change once
         again = False
         for (tenant, run_id), standing in (await store.standing(hub.watched)).items():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from agent_service.domain.claims import claimed
+from agent_service.domain.claims import MAX_CLAIMED_BYTES, claimable, claimed
 from agent_service.domain.draft import Change, Draft, NewId, Receipt, RunState, Snapshot
 from agent_service.domain.errors import StaleClaimError
 from agent_service.domain.event import Event
@@ -200,12 +201,17 @@ class MemoryStore:
         """See RunStore."""
         now = self._clock()
         result: list[tuple[WaitingCall, str]] = []
-        for waiting in await self.waiting_calls(tenant, which, Page(len(self.runs) * 1000)):
-            if waiting.claim_expire_time > now or len(result) >= limit:
+        size = 0
+        for waiting in await self.waiting_calls(tenant, which, Page(sys.maxsize)):
+            stored = self.runs[tenant, waiting.run_id]
+            call = stored.calls[waiting.call.tool_call_id]
+            if not claimable(stored.run, call, now):
                 continue
-            calls, token = self.runs[tenant, waiting.run_id].calls, self._new_id("claim")
-            call = claimed(calls[waiting.call.tool_call_id], worker_id, token, now + lease)
-            calls[call.tool_call_id] = call
+            size += len(call.arguments_json.encode())
+            if len(result) == limit or (result and size > MAX_CLAIMED_BYTES):
+                break
+            token = self._new_id("claim")
+            call = stored.calls[call.tool_call_id] = claimed(call, worker_id, token, now + lease)
             result.append((replace(waiting, worker_id=worker_id, claim_expire_time=call.claim_expire_time), token))
         return tuple(result)
 

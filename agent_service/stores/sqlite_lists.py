@@ -6,7 +6,7 @@ import json
 import sqlite3
 from dataclasses import replace
 
-from agent_service.domain.claims import claimed
+from agent_service.domain.claims import MAX_CLAIMED_BYTES, claimed
 from agent_service.domain.draft import Draft, NewId, Snapshot
 from agent_service.domain.registry import CallFilter, Conversation, Page, RunFilter, WaitingCall
 from agent_service.domain.tool import PendingKind, pending_of
@@ -74,12 +74,14 @@ def load_runs(
 
 
 def load_waiting(
-    db: sqlite3.Connection, tenant: str, which: CallFilter, page: Page, unclaimed_at: int = 0
+    db: sqlite3.Connection, tenant: str, which: CallFilter, page: Page, claimable_at: int = 0
 ) -> tuple[WaitingCall, ...]:
-    """A page of pending calls; with `unclaimed_at` those that no claim holds then."""
+    """A page of pending calls; with `claimable_at` those that a worker may have then, and not too much at once."""
     where = _Where("k.tenant = ? AND k.state = 'pending'", tenant)
-    if unclaimed_at:
-        where.add("k.claim_expire_time <= ?", unclaimed_at)
+    if claimable_at:
+        where.add("k.claim_expire_time <= ?", claimable_at)
+        where.add("(k.deadline = 0 OR k.deadline > ?)", claimable_at)
+        where.add("(r.pause_expire_time = 0 OR r.pause_expire_time > ?)", claimable_at)
     where.add_if(which.agent_id, "r.agent_id = ?")
     where.add_if(which.conversation_id, "c.conversation_id = ?")
     where.add_if(which.tool_name, "json_extract(k.body, '$.name') = ?")
@@ -93,9 +95,13 @@ def load_waiting(
         f"JOIN runs r USING (run_key) JOIN conversations c USING (conversation_key) {rest}",
         where.values,
     )
-    waiting = []
+    waiting: list[WaitingCall] = []
+    size = 0
     for version, body, run_id, conversation_id, agent_id in rows:
         call = codec.decode_call(version, body)
+        size += len(call.arguments_json.encode())
+        if claimable_at and waiting and size > MAX_CLAIMED_BYTES:
+            break
         (pending,) = pending_of((call,))
         claim = (call.worker_id, call.claim_expire_time)
         waiting.append(WaitingCall(pending, run_id, conversation_id, agent_id, call.pending_time, *claim))

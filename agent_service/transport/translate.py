@@ -97,8 +97,8 @@ def inbox_change(value: Added | Removed | Synced) -> inbox_service_pb2.WatchPend
     match value:
         case Added(call):
             return inbox_service_pb2.WatchPendingToolCallsResponse(added=waiting_call(call))
-        case Removed(call):
-            removed = inbox_service_pb2.RemovedToolCall(tool_call_id=call.call.tool_call_id, run_id=call.run_id)
+        case Removed(tool_call_id, run_id):
+            removed = inbox_service_pb2.RemovedToolCall(tool_call_id=tool_call_id, run_id=run_id)
             return inbox_service_pb2.WatchPendingToolCallsResponse(removed=removed)
         case Synced():
             return inbox_service_pb2.WatchPendingToolCallsResponse(synced=inbox_service_pb2.Synced())

@@ -123,7 +123,7 @@ class WatchPendingToolCallsResponse(_message.Message):
     SYNCED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def added(self) -> Global___InboxToolCall:
-        """A call waits, or is claimed otherwise than told before."""
+        """A call waits; if told before, a worker has claimed it, or its claim is over."""
 
     @_builtins.property
     def removed(self) -> Global___RemovedToolCall:
@@ -206,7 +206,9 @@ class ClaimToolCallsRequest(_message.Message):
     worker_id: _builtins.str
     """The worker's name, 1 to 64 of [A-Za-z0-9._:-]; shown to others."""
     max_calls: _builtins.int
-    """At most so many calls; 0 means 1, more than 100 is refused."""
+    """At most so many calls; 0 means 1, more than 100 is refused. Fewer are given if their arguments are larger than about
+    1 MiB together; a larger call is given by itself.
+    """
     @_builtins.property
     def filter(self) -> Global___PendingToolCallFilter:
         """Which calls; unset means all."""

@@ -91,16 +91,16 @@ class InboxServiceServicer:
 
     def WatchPendingToolCalls(self, request, context):
         """The calls that wait: first all of them as `added`, then `synced`, then what comes and goes. A call is added again
-        when its claim changes, and may be at any time: what counts is the last word about it. Changes by other server
-        processes are seen within about a second. Never ends by itself; after a cut begin anew.
+        when a worker claims it and when its claim is over, not when it is extended; and it may be at any time: what counts
+        is the last word about it. Never ends by itself; after a cut begin anew.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ClaimToolCalls(self, request, context):
-        """Gives the caller calls that no other worker has, the longest waiting first; none, if there are none. Not idempotent:
-        calls whose answer was lost are free again after the lease.
+        """Gives the caller calls that no worker has and whose time is not over, the longest waiting first; none, if there are
+        none. Not idempotent: calls whose answer was lost are free again after the lease.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

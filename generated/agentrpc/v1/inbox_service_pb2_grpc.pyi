@@ -50,12 +50,12 @@ class InboxServiceStub:
     """
     WatchPendingToolCalls: _grpc.UnaryStreamMultiCallable[_inbox_service_pb2.WatchPendingToolCallsRequest, _inbox_service_pb2.WatchPendingToolCallsResponse]
     """The calls that wait: first all of them as `added`, then `synced`, then what comes and goes. A call is added again
-    when its claim changes, and may be at any time: what counts is the last word about it. Changes by other server
-    processes are seen within about a second. Never ends by itself; after a cut begin anew.
+    when a worker claims it and when its claim is over, not when it is extended; and it may be at any time: what counts
+    is the last word about it. Never ends by itself; after a cut begin anew.
     """
     ClaimToolCalls: _grpc.UnaryUnaryMultiCallable[_inbox_service_pb2.ClaimToolCallsRequest, _inbox_service_pb2.ClaimToolCallsResponse]
-    """Gives the caller calls that no other worker has, the longest waiting first; none, if there are none. Not idempotent:
-    calls whose answer was lost are free again after the lease.
+    """Gives the caller calls that no worker has and whose time is not over, the longest waiting first; none, if there are
+    none. Not idempotent: calls whose answer was lost are free again after the lease.
     """
     ExtendToolCall: _grpc.UnaryUnaryMultiCallable[_inbox_service_pb2.ExtendToolCallRequest, _inbox_service_pb2.ExtendToolCallResponse]
     """Keeps a claim, and tells whether the call is still wanted. A claim that was lost to another worker is ABORTED with
@@ -84,12 +84,12 @@ class InboxServiceAsyncStub(InboxServiceStub):
     """
     WatchPendingToolCalls: _aio.UnaryStreamMultiCallable[_inbox_service_pb2.WatchPendingToolCallsRequest, _inbox_service_pb2.WatchPendingToolCallsResponse]  # type: ignore[assignment]
     """The calls that wait: first all of them as `added`, then `synced`, then what comes and goes. A call is added again
-    when its claim changes, and may be at any time: what counts is the last word about it. Changes by other server
-    processes are seen within about a second. Never ends by itself; after a cut begin anew.
+    when a worker claims it and when its claim is over, not when it is extended; and it may be at any time: what counts
+    is the last word about it. Never ends by itself; after a cut begin anew.
     """
     ClaimToolCalls: _aio.UnaryUnaryMultiCallable[_inbox_service_pb2.ClaimToolCallsRequest, _inbox_service_pb2.ClaimToolCallsResponse]  # type: ignore[assignment]
-    """Gives the caller calls that no other worker has, the longest waiting first; none, if there are none. Not idempotent:
-    calls whose answer was lost are free again after the lease.
+    """Gives the caller calls that no worker has and whose time is not over, the longest waiting first; none, if there are
+    none. Not idempotent: calls whose answer was lost are free again after the lease.
     """
     ExtendToolCall: _aio.UnaryUnaryMultiCallable[_inbox_service_pb2.ExtendToolCallRequest, _inbox_service_pb2.ExtendToolCallResponse]  # type: ignore[assignment]
     """Keeps a claim, and tells whether the call is still wanted. A claim that was lost to another worker is ABORTED with
@@ -127,8 +127,8 @@ class InboxServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inbox_service_pb2.WatchPendingToolCallsResponse], _abc.AsyncIterator[_inbox_service_pb2.WatchPendingToolCallsResponse]]:
         """The calls that wait: first all of them as `added`, then `synced`, then what comes and goes. A call is added again
-        when its claim changes, and may be at any time: what counts is the last word about it. Changes by other server
-        processes are seen within about a second. Never ends by itself; after a cut begin anew.
+        when a worker claims it and when its claim is over, not when it is extended; and it may be at any time: what counts
+        is the last word about it. Never ends by itself; after a cut begin anew.
         """
 
     @_abc_1.abstractmethod
@@ -137,8 +137,8 @@ class InboxServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inbox_service_pb2.ClaimToolCallsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inbox_service_pb2.ClaimToolCallsResponse, _abc.Awaitable[_inbox_service_pb2.ClaimToolCallsResponse]]:
-        """Gives the caller calls that no other worker has, the longest waiting first; none, if there are none. Not idempotent:
-        calls whose answer was lost are free again after the lease.
+        """Gives the caller calls that no worker has and whose time is not over, the longest waiting first; none, if there are
+        none. Not idempotent: calls whose answer was lost are free again after the lease.
         """
 
     @_abc_1.abstractmethod
