@@ -89,7 +89,7 @@ class Guard(grpc.aio.ServerInterceptor):
             raise AgentServiceError(
                 Reason.READER_STALLED,
                 f"nothing was read from this stream for {self._stall_seconds:g} s; "
-                "attach again with WatchRun after the last sequence seen",
+                "attach again (a run: with WatchRun after the last sequence seen)",
                 retry_after=1.0,
             ) from None
 

@@ -243,7 +243,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The client of a stream read nothing for `AGENT_SERVICE_STALL_SECONDS` although there was something to read. The run
     goes on: attach again with WatchRun after the last sequence seen.
     Code: UNAVAILABLE.
-    Message: "nothing was read from this stream for 60 s; attach again with WatchRun after the last sequence seen"
+    Message: "nothing was read from this stream for 60 s; attach again (a run: with WatchRun after the last sequence seen)"
     """
     ERROR_REASON_LLM_UNAVAILABLE: _ErrorReason.ValueType  # 40
     """Reasons of runs that failed or were interrupted (`RunError.reason`).
@@ -528,7 +528,7 @@ ERROR_REASON_READER_STALLED: ErrorReason.ValueType  # 35
 """The client of a stream read nothing for `AGENT_SERVICE_STALL_SECONDS` although there was something to read. The run
 goes on: attach again with WatchRun after the last sequence seen.
 Code: UNAVAILABLE.
-Message: "nothing was read from this stream for 60 s; attach again with WatchRun after the last sequence seen"
+Message: "nothing was read from this stream for 60 s; attach again (a run: with WatchRun after the last sequence seen)"
 """
 ERROR_REASON_LLM_UNAVAILABLE: ErrorReason.ValueType  # 40
 """Reasons of runs that failed or were interrupted (`RunError.reason`).
