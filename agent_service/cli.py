@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, cast
 
 from agent_service import __version__
 
@@ -13,6 +13,8 @@ _EPILOG = """\
 Every setting is also an environment variable, AGENT_SERVICE_ and its name in upper case; a flag wins.
 OPENAI_API_KEY and OPENAI_BASE_URL name the model endpoint; without both, the bundled local model is used.
 """
+
+RUN_STATUSES = ("queued", "running", "paused", "interrupted", "completed", "failed", "cancelled", "expired")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,6 +29,10 @@ def main(argv: list[str] | None = None) -> int:
         from agent_service.chat import run_chat
 
         return run_chat(**arguments)
+    if command in ("runs", "inbox"):
+        from agent_service.console import run_console
+
+        return run_console(arguments.pop("action", command), **arguments)
     return _serve(arguments)
 
 
@@ -45,9 +51,46 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--target", default="127.0.0.1:50051", help="address of the service (127.0.0.1:50051)")
     chat.add_argument("--agent", default="", help="id of the agent (the server's default)")
     chat.add_argument("--conversation", default="", help="id of the conversation to continue (a new one)")
+    _add_console(commands)
     demo = commands.add_parser("demo", help="watch an agent call a tool, pause, resume and remember")
     demo.add_argument("--keep", metavar="PATH", help="keep the SQLite file here instead of a temporary one")
     return parser
+
+
+def _add_console(commands: Any) -> None:
+    """`runs` and `inbox`."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--target", default="127.0.0.1:50051", help="address of the service (127.0.0.1:50051)")
+    common.add_argument("--json", dest="as_json", action="store_true", help="one JSON object a line")
+    runs = commands.add_parser("runs", help="look at runs, answer, cancel and retry them")
+    actions = runs.add_subparsers(dest="action", required=True, metavar="action")
+
+    def add(name: str, about: str, *positional: str, method: str = "") -> argparse.ArgumentParser:
+        parser = actions.add_parser(name, parents=[common], help=about)
+        parser.set_defaults(action=method or name)
+        for argument in positional:
+            parser.add_argument(argument)
+        return cast(argparse.ArgumentParser, parser)
+
+    listing = add("list", "the newest runs", method="list_runs")
+    listing.add_argument("--status", default="", type=str.lower, choices=["", *RUN_STATUSES], metavar="STATUS")
+    listing.add_argument("--agent", default="")
+    listing.add_argument("--conversation", default="")
+    listing.add_argument("--limit", type=int, default=20, help="at most so many (20)")
+    add("show", "one run and what it waits for", "run_id")
+    watch = add("watch", "the events of a run until its end; exit code 3 if it does not complete", "run_id")
+    watch.add_argument("--after", type=int, default=0, metavar="SEQUENCE", help="only events after this one")
+    submit = add("submit", "answer a call of a client tool", "run_id", "call_id", "text")
+    submit.add_argument("--error", dest="failed", action="store_true", help="the tool failed; the text says how")
+    for name, about in (("approve", "let a server tool run"), ("deny", "refuse a call")):
+        decide = add(name, about, "run_id", "call_id", method="decide")
+        decide.set_defaults(approve=name == "approve")
+        decide.add_argument("--reason", default="")
+    add("cancel", "end a run for good", "run_id")
+    add("retry", "go on with an interrupted run", "run_id")
+    inbox = commands.add_parser("inbox", parents=[common], help="the calls that wait for somebody")
+    inbox.add_argument("--tool", default="", help="only of this tool")
+    inbox.add_argument("--follow", action="store_true", help="also what comes and goes from now on")
 
 
 def serve_flags() -> dict[str, str]:
