@@ -82,8 +82,9 @@ def owners_follow_each_other(_: Journal, evidence: Evidence) -> None:
 
 
 def each_full_answer_resumes_once(_: Journal, evidence: Evidence) -> None:
-    events = _events(evidence, "run_resumed")
-    events.insert(-1, next(e for e in events if e.HasField("run_resumed")))
+    resumed = ((events, e) for events in evidence.events.values() for e in events if e.HasField("run_resumed"))
+    events, event = next(each for each in resumed if each[1].run_resumed.cause == events_pb2.RUN_CAUSE_SUBMIT)
+    events.insert(-1, event)
 
 
 def events_tell_the_messages(_: Journal, evidence: Evidence) -> None:

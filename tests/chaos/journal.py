@@ -46,6 +46,8 @@ class Journal:
     """By run: the run as it was shown when it was over."""
     windows: dict[tuple[str, str], list[bytes]] = field(default_factory=dict)
     """By run and submit (empty for the start): the messages of the answer."""
+    pressed: set[str] = field(default_factory=set)
+    """Runs that another one was started behind, or in the place of, before they were over."""
     left: set[str] = field(default_factory=set)
     """Runs that their client left behind."""
     findings: list[str] = field(default_factory=list)

@@ -12,8 +12,11 @@ STARTS = ("step", "stream", "tokens", "background", "twice")
 ANSWERS = ("whole", "bare", "split", "race", "twice", "conflict", "late")
 """How pending calls are answered: in one submit; in one without a request_id; one after the other; all at once in a
 submit each; in two equal submits at once; in two that differ, at once; in one, and then again with other outcomes."""
-ENDINGS = ("finish", "cancel", "cancel_running", "abandon")
-"""What the client does in the end: goes on to the end; cancels at the first pause; cancels at any moment; leaves."""
+ENDINGS = ("finish", "cancel", "cancel_running", "expire", "abandon")
+"""What the client does in the end: goes on to the end; cancels at the first pause; cancels at any moment; lets the
+calls of its own tool run out of time; leaves."""
+BUSY = ("", "enqueue", "supersede")
+"""When a turn is started: after the one before it; while that one still goes on, behind it or in its place."""
 
 _STEPS: Sequence[tuple[str, ...]] = (
     ("ask",),
@@ -41,6 +44,7 @@ class Turn:
     start: str
     answer: str
     ending: str
+    busy: str = ""
 
     @property
     def run_id(self) -> str:
@@ -63,5 +67,7 @@ def turns(conversation: int, rng: Random, answer: str = "", ending: str = "") ->
 
 def _turn(conversation: int, number: int, rng: Random, *, last: bool) -> Turn:
     steps = tuple(rng.choice(_STEPS) for _ in range(rng.choice((0, 1, 1, 2, 2, 3))))
-    ending = rng.choices(ENDINGS, (80, 8, 8, 4 if last else 0))[0]
-    return Turn(conversation, number, steps, rng.choice(STARTS), rng.choice(ANSWERS), ending)
+    ending = rng.choices(ENDINGS, (74, 8, 8, 6, 4 if last else 0))[0]
+    busy = rng.choices(BUSY, (60, 20, 20))[0] if number else ""
+    start = "background" if busy else rng.choice(STARTS)
+    return Turn(conversation, number, steps, start, rng.choice(ANSWERS), ending, busy)

@@ -14,10 +14,13 @@ Event = events_pb2.RunEvent
 
 
 def every_run_is_settled(journal: Journal, evidence: Evidence) -> Iterator[str]:
-    """COMPLETED or CANCELLED; a run that its client left may also be PAUSED."""
+    """COMPLETED or CANCELLED; a run that its client left may also be PAUSED. A run that was interrupted when its
+    conversation went on without it is FAILED."""
     good = (runs_pb2.RUN_STATUS_COMPLETED, runs_pb2.RUN_STATUS_CANCELLED)
     for run in evidence.runs.values():
         allowed = (*good, runs_pb2.RUN_STATUS_PAUSED) if run.run_id in journal.left else good
+        if run.run_id in journal.pressed:
+            allowed = (*allowed, runs_pb2.RUN_STATUS_FAILED)
         if run.status not in allowed:
             status = runs_pb2.RunStatus.Name(run.status)
             yield f"{run.run_id} is {status} {run.error.message}"

@@ -23,6 +23,10 @@ ASK = tools_pb2.ClientToolSchema(
     parameters_json='{"type":"object","properties":{"what":{"type":"string"}},"required":["what"]}',
 )
 """The client tool."""
+BRIEF = tools_pb2.ClientToolSchema()
+"""The same for a caller who has little time."""
+BRIEF.CopyFrom(ASK)
+BRIEF.timeout.FromMilliseconds(300)
 
 
 class Talker:
@@ -36,12 +40,23 @@ class Talker:
     async def talk(self, turns: list[Turn]) -> None:
         """The whole conversation. Raises RefusedError for what the service had no right to refuse."""
         conversation_id = ""
-        for turn in turns:
+        for turn, following in zip(turns, [*turns[1:], None], strict=True):
+            if not turn.busy:
+                await self._start(turn, conversation_id)
+            if following is not None and following.busy:
+                await self._press_on(turn, following)
             conversation_id = await self._turn(turn, conversation_id)
+
+    async def _press_on(self, turn: Turn, following: Turn) -> None:
+        """Starts the next turn while this one goes on."""
+        self._journal.pressed.add(turn.run_id)
+        self._journal.counts[f"starts that {following.busy}"] += 1
+        conversation_id = (await self._get(turn.run_id)).conversation_id
+        await asyncio.sleep(self._rng.uniform(0, _CANCEL_SECONDS))
+        await self._start(following, conversation_id)
 
     async def _turn(self, turn: Turn, conversation_id: str) -> str:
         watching = None
-        await self._start(turn, conversation_id)
         if self._rng.random() < _WATCH_SHARE and turn.ending != "abandon":
             watching = asyncio.ensure_future(self._watch_all(turn.run_id))
         try:
@@ -74,7 +89,12 @@ class Talker:
                     return run
                 if turn.ending == "cancel":
                     await self._cancel(run_id)
-                await answer_calls(self._line, self._rng, turn, list(run.pending_tool_calls))
+                calls = [c for c in run.pending_tool_calls if turn.ending != "expire" or c.name != ASK.name]
+                if calls:
+                    await answer_calls(self._line, self._rng, turn, calls)
+                else:
+                    self._journal.counts["calls left to expire"] += 1
+                    await self._follow(turn)
             elif run.status == runs_pb2.RUN_STATUS_INTERRUPTED:
                 retries += 1
                 await self._retry(run_id, f"retry-{retries}")
@@ -82,7 +102,7 @@ class Talker:
                 await self._follow(turn)
 
     async def _start(self, turn: Turn, conversation_id: str) -> None:
-        request = step(turn.text, ASK, run_id=turn.run_id, conversation_id=conversation_id)
+        request = _request(turn, conversation_id)
         match turn.start:
             case "step":
                 await self._start_step(request)
@@ -141,7 +161,7 @@ class Talker:
 
     async def _ask_again(self, turn: Turn, conversation_id: str) -> None:
         """The start once more, after the end: the same window, the same run."""
-        await self._start_step(step(turn.text, ASK, run_id=turn.run_id, conversation_id=conversation_id))
+        await self._start_step(_request(turn, conversation_id))
         self._journal.counts["starts repeated at the end"] += 1
 
     async def _get(self, run_id: str) -> runs_pb2.Run:
@@ -168,6 +188,12 @@ class Talker:
     def _leave(self) -> int:
         """After how many events a stream is left; mostly never."""
         return self._rng.randint(1, 8) if self._rng.random() < _LEAVE_SHARE else 0
+
+
+def _request(turn: Turn, conversation_id: str) -> agent_service_pb2.StepRequest:
+    on_busy: Any = agent_service_pb2.OnBusy.Value(f"ON_BUSY_{turn.busy.upper() or 'REJECT'}")
+    tool = BRIEF if turn.ending == "expire" else ASK
+    return step(turn.text, tool, run_id=turn.run_id, conversation_id=conversation_id, on_busy=on_busy)
 
 
 def _watch(asked: WatchRunRequest, client: Client) -> Any:
