@@ -292,10 +292,13 @@ class Runs:
     def _work(self, tenant: str, pinned: Pinned, snapshot: Snapshot) -> None:
         run = snapshot.run
         claim = Claim(tenant, run.run_id, run.epoch)
-        self._supervisor.spawn(claim, self._drive(claim, pinned, snapshot))
+        # Held before the task takes its first step: what comes between may end the claim already.
+        self.leases.hold(claim)
+        task = self._supervisor.spawn(claim, self._drive(claim, pinned, snapshot))
+        task.add_done_callback(lambda _: self.leases.drop(claim))
 
     async def _drive(self, claim: Claim, pinned: Pinned, snapshot: Snapshot) -> None:
-        with structlog.contextvars.bound_contextvars(run_id=claim.run_id), self.leases.hold(claim):
+        with structlog.contextvars.bound_contextvars(run_id=claim.run_id):
             try:
                 run = await self._drive_in_time(claim, pinned, snapshot)
                 log.info("run.stopped", status=run.status.value, stop_reason=run.stop_reason and run.stop_reason.value)

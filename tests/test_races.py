@@ -1,0 +1,144 @@
+"""What can go wrong only between two steps of one process, or between two services on one file."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing, suppress
+from pathlib import Path
+from typing import Any, cast
+
+import grpc
+import pytest
+from agentrpc.v1 import agent_registry_service_pb2, agent_service_pb2, run_service_pb2, runs_pb2
+
+from agent_service.domain.run import Owner, RunStatus
+from agent_service.domain.start import NewRun, Started
+from agent_service.engine.context import Contexts
+from agent_service.engine.hub import Hub
+from agent_service.engine.limits import Limits
+from agent_service.engine.loop import Parts
+from agent_service.engine.model import ModelClient
+from agent_service.engine.runs import Runs
+from agent_service.engine.supervisor import Supervisor
+from agent_service.engine.tools import ServerTools
+from agent_service.stores.memory import MemoryStore
+from agent_service.stores.sqlite_presence import Presence
+from tests.scripted_openai import ScriptedOpenAI, calls, fails, says
+from tests.service import SECRET, Client, serving
+from tests.store_contract import TENANT, counter, new_run
+
+pytestmark = pytest.mark.anyio
+
+ENQUEUE = agent_service_pb2.ON_BUSY_ENQUEUE
+BOUND = 3.0
+"""The longest, in seconds, that a test waits for what should come."""
+CALL = calls(("get_secret_code", {"name": "Alice"}))
+
+
+class Unanswering:
+    """A model that never answers, and counts how often it is asked."""
+
+    name = "openai"
+    asked = 0
+
+    def encode(self, messages: object) -> bytes:
+        """Nothing."""
+        return b""
+
+    def build(self, request: object) -> Any:
+        """Nothing."""
+
+    async def complete(self, request: object, sink: object) -> Any:
+        """For ever."""
+        self.asked += 1
+        await asyncio.Event().wait()
+
+
+class SlowStore(MemoryStore):
+    """Tells of a start only a while after it is stored."""
+
+    stored = asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def start(self, tenant: str, new: NewRun) -> Started:
+        """See RunStore."""
+        started = await super().start(tenant, new)
+        self.stored.set()
+        await self.go_on.wait()
+        return started
+
+
+def runs_on(store: MemoryStore, model: Unanswering, supervisor: Supervisor) -> Runs:
+    """The use cases on this store and model."""
+    hub, contexts = Hub(99), Contexts(store, 0)
+    models = {model.name: cast(ModelClient, model)}
+    parts = Parts(store, hub, contexts, models, cast(ServerTools, None), Limits(), counter())
+    return Runs(parts, supervisor, owner=Owner("process_1", 60 * 10**9), heartbeat=BOUND)
+
+
+@pytest.fixture
+def supervisor() -> Supervisor:
+    """Fails the test when a task crashes."""
+
+    def crashed(error: BaseException) -> None:
+        raise error
+
+    return Supervisor(crashed)
+
+
+async def create(client: Client, conversation_id: str) -> None:
+    """CreateConversation."""
+    request = agent_registry_service_pb2.CreateConversationRequest(conversation_id=conversation_id)
+    await client.registry.CreateConversation(request)
+
+
+async def delete(client: Client, conversation_id: str) -> None:
+    """DeleteConversation."""
+    request = agent_registry_service_pb2.DeleteConversationRequest(conversation_id=conversation_id)
+    await client.registry.DeleteConversation(request)
+
+
+@asynccontextmanager
+async def two(script: Any, store: str) -> AsyncIterator[tuple[ScriptedOpenAI, Client, Client]]:
+    """Two services on one file."""
+    async with ScriptedOpenAI(script) as upstream, serving(upstream, store) as a, serving(upstream, store) as b:
+        yield upstream, a, b
+
+
+@asynccontextmanager
+async def watching(client: Client, run_id: str, after: int) -> AsyncIterator[asyncio.Task[str]]:
+    """Watches a run from a cursor on, up to its final end: the status that the watch ends with."""
+    call: Any = client.runs.WatchRun(run_service_pb2.WatchRunRequest(run_id=run_id, after_sequence=after))
+    events = aiter(call)
+    assert (await anext(events)).event.HasField("live")
+
+    async def end() -> str:
+        with suppress(grpc.aio.AioRpcError):
+            async for _ in events:
+                pass
+        return str((await call.code()).name)
+
+    ending = asyncio.ensure_future(end())
+    try:
+        yield ending
+    finally:
+        call.cancel()
+        await asyncio.wait({ending})
+
+
+async def test_a_run_that_is_cancelled_before_its_work_begins_asks_no_model(supervisor: Supervisor) -> None:
+    """Between the start that is stored and the first step of its task, too."""
+    model = Unanswering()
+    store = MemoryStore(publish=lambda *_: None, clock=time.time_ns, new_id=counter())
+    runs = runs_on(store, model, supervisor)
+    starting = asyncio.ensure_future(anext(runs.start(TENANT, new_run())))
+    await asyncio.sleep(0)
+    snapshot = await runs.cancel(TENANT, "run_1")
+    await asyncio.wait({starting}, timeout=BOUND)
+    await supervisor.settle(0.2)
+    starting.cancel()
+    assert (snapshot.run.status, snapshot.run.epoch) == (RunStatus.CANCELLED, 2)
+    assert (model.asked, runs.leases.held) == (0, ())
