@@ -142,3 +142,43 @@ async def test_a_run_that_is_cancelled_before_its_work_begins_asks_no_model(supe
     starting.cancel()
     assert (snapshot.run.status, snapshot.run.epoch) == (RunStatus.CANCELLED, 2)
     assert (model.asked, runs.leases.held) == (0, ())
+
+
+async def test_a_start_that_is_stored_while_the_process_stops_is_left_to_others_at_once(supervisor: Supervisor) -> None:
+    """Nobody has to wait for the end of its lease, and it is not counted as lost."""
+    model = Unanswering()
+    store = SlowStore(publish=lambda *_: None, clock=time.time_ns, new_id=counter())
+    runs = runs_on(store, model, supervisor)
+    starting = asyncio.ensure_future(anext(runs.start(TENANT, new_run())))
+    await store.stored.wait()
+    stopping = asyncio.ensure_future(runs.shut_down(0.0))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    store.go_on.set()
+    await asyncio.wait_for(stopping, BOUND)
+    starting.cancel()
+    assert await store.lost_runs(9) == ((TENANT, "run_1"),)
+    assert (await store.get_run(TENANT, "run_1")).run.lease_expire_time == 0
+
+
+async def test_a_look_for_lost_runs_takes_none_while_the_process_stops(supervisor: Supervisor) -> None:
+    """It may have found what the stopping process itself has just left to others."""
+    store = MemoryStore(publish=lambda *_: None, clock=time.time_ns, new_id=counter())
+    runs = runs_on(store, Unanswering(), supervisor)
+    starting = asyncio.ensure_future(anext(runs.start(TENANT, new_run())))
+    await asyncio.wait({starting}, timeout=BOUND)
+    reading, go_on, read = asyncio.Event(), asyncio.Event(), store.lost_runs
+
+    async def slow(limit: int) -> tuple[tuple[str, str], ...]:
+        reading.set()
+        await go_on.wait()
+        return await read(limit)
+
+    store.lost_runs = slow  # type: ignore[method-assign]
+    looking = asyncio.ensure_future(runs.take_over())
+    await reading.wait()
+    await runs.shut_down(0.0)
+    go_on.set()
+    await asyncio.wait_for(looking, BOUND)
+    run = (await store.get_run(TENANT, "run_1")).run
+    assert (run.epoch, run.lease_expire_time, runs.leases.held) == (1, 0, ())

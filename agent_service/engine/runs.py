@@ -31,6 +31,9 @@ log = structlog.get_logger()
 MAX_TAKEN_OVER = 256
 """Lost runs that one look takes over at most."""
 
+MOVE_SECONDS = 5.0
+"""How long moves in flight may take when the process ends."""
+
 TakingMove = Move[tuple[bool, Snapshot]]
 """A move that says whether this process has to go on with the run, and how things stand."""
 
@@ -45,6 +48,7 @@ class Runs:
         self._supervisor = supervisor
         self._heartbeat = heartbeat
         self._accepting = True
+        self._working = True
         self._queues = False
 
     async def start(
@@ -118,6 +122,7 @@ class Runs:
         def move(draft: Draft) -> tuple[bool, Snapshot]:
             return retry(draft, request_id, pinned, self.owner), draft.snapshot
 
+        self._admit()
         return await self._supervisor.finish(self._go_on(tenant, run_id, pinned, move, request_id))
 
     async def take_over(self) -> int:
@@ -183,9 +188,14 @@ class Runs:
         """Takes nothing new, gives runs `grace` seconds, then leaves them to other processes or to the next start."""
         self._accepting = False
         await self._supervisor.settle(grace)
+        self._working = False
         left = self.leases.held
+        for claim in left:
+            self._supervisor.cancel(claim)
+        # Moves in flight may be stored: what they give to this process is left to others, too.
+        await self._supervisor.settle(MOVE_SECONDS)
+        await asyncio.gather(*(self._hand_over(claim) for claim in {*left, *self.leases.held}))
         await self._supervisor.cancel_all()
-        await asyncio.gather(*(self._hand_over(claim) for claim in left))
         self.parts.hub.close()
 
     def _admit(self) -> None:
@@ -225,7 +235,7 @@ class Runs:
     async def _begin(self, tenant: str, run_id: str) -> None:
         try:
             pinned = await self.parts.store.get_pinned(tenant, run_id)
-            started = await self.parts.store.begin(tenant, run_id, self.owner)
+            started = await self.parts.store.begin(tenant, run_id, self.owner) if self._accepting else None
         except AgentServiceError as error:
             log.warning("run.not_begun", run_id=run_id, error=error.message)
             return
@@ -258,7 +268,8 @@ class Runs:
         """Makes a move that nobody asked for; if it fails, the next look makes it."""
         try:
             pinned = await self.parts.store.get_pinned(tenant, run_id)
-            await self._supervisor.finish(self._go_on(tenant, run_id, pinned, moving(pinned)))
+            if self._accepting:
+                await self._supervisor.finish(self._go_on(tenant, run_id, pinned, moving(pinned)))
         except AgentServiceError as error:
             log.warning("run.not_looked_after", run_id=run_id, error=error.message)
 
@@ -294,6 +305,8 @@ class Runs:
         claim = Claim(tenant, run.run_id, run.epoch)
         # Held before the task takes its first step: what comes between may end the claim already.
         self.leases.hold(claim)
+        if not self._working:
+            return
         task = self._supervisor.spawn(claim, self._drive(claim, pinned, snapshot))
         task.add_done_callback(lambda _: self.leases.drop(claim))
 
