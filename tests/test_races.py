@@ -161,6 +161,20 @@ async def test_a_start_that_is_stored_while_the_process_stops_is_left_to_others_
     assert (await store.get_run(TENANT, "run_1")).run.lease_expire_time == 0
 
 
+async def test_a_file_has_one_lock_whatever_path_leads_to_it(tmp_path: Path) -> None:
+    """A process that comes by a symbolic link is not alone: else it would end the leases of the others."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "folder").symlink_to("real")
+    (tmp_path / "file").symlink_to("real/runs")
+    first = Presence(tmp_path / "real" / "runs")
+    first.share()
+    others = [Presence(tmp_path / "folder" / "runs"), Presence(tmp_path / "file")]
+    alone = [presence.alone for presence in (first, *others)]
+    for presence in (first, *others):
+        presence.close()
+    assert alone == [True, False, False]
+
+
 async def test_a_look_for_lost_runs_takes_none_while_the_process_stops(supervisor: Supervisor) -> None:
     """It may have found what the stopping process itself has just left to others."""
     store = MemoryStore(publish=lambda *_: None, clock=time.time_ns, new_id=counter())
