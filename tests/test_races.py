@@ -28,7 +28,7 @@ from agent_service.stores.memory import MemoryStore
 from agent_service.stores.sqlite_presence import Presence
 from tests.scripted_openai import ScriptedOpenAI, calls, fails, says
 from tests.service import SECRET, Client, serving
-from tests.store_contract import TENANT, counter, new_run
+from tests.store_contract import TENANT, counter, new_run, opened
 
 pytestmark = pytest.mark.anyio
 
@@ -173,6 +173,31 @@ async def test_a_file_has_one_lock_whatever_path_leads_to_it(tmp_path: Path) -> 
     for presence in (first, *others):
         presence.close()
     assert alone == [True, False, False]
+
+
+@pytest.mark.parametrize("damage", ["codec = 999", "body = '{}'"])
+async def test_a_run_that_cannot_be_read_holds_up_no_other(tmp_path: Path, damage: str) -> None:
+    """It is overdue, and of a newer program or damaged: a queued run of another conversation begins all the same. What
+    is of a newer program is left to that."""
+    store = str(tmp_path / "runs.sqlite3")
+    async with ScriptedOpenAI([CALL, CALL, says("My turn.")]) as upstream:
+        async with serving(upstream, store) as client:
+            await client.ask("Unreadable", SECRET, run_id="bad")
+            paused = await client.ask("First", SECRET, run_id="before")
+            conversation = paused.run.conversation_id
+            await client.ask("Second", run_id="queued", conversation_id=conversation, on_busy=ENQUEUE, background=True)
+        with closing(sqlite3.connect(store, isolation_level=None)) as db:
+            db.execute(f"UPDATE runs SET pause_expire_time = 1, {damage} WHERE run_id = 'bad'")
+            db.execute(
+                "UPDATE runs SET pause_expire_time = 1, body = json_set(body, '$.pause_expire_time', 1) "
+                "WHERE run_id = 'before'"
+            )
+        async with opened(store) as kept:
+            due = {run_id for _, run_id in await kept.store.due_runs(9)}
+            assert due == ({"before"} if "codec" in damage else {"before", "bad"})
+        async with serving(upstream, store) as client:
+            events = await asyncio.wait_for(client.watch("queued"), BOUND)
+    assert events[-1].run_stopped.status == runs_pb2.RUN_STATUS_COMPLETED
 
 
 async def test_a_look_for_lost_runs_takes_none_while_the_process_stops(supervisor: Supervisor) -> None:

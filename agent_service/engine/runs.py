@@ -239,6 +239,9 @@ class Runs:
         except AgentServiceError as error:
             log.warning("run.not_begun", run_id=run_id, error=error.message)
             return
+        except Exception:  # As above.
+            log.exception("run.not_begun", run_id=run_id)
+            return
         if started is not None:
             self._began(tenant, pinned, started)
 
@@ -272,6 +275,8 @@ class Runs:
                 await self._supervisor.finish(self._go_on(tenant, run_id, pinned, moving(pinned)))
         except AgentServiceError as error:
             log.warning("run.not_looked_after", run_id=run_id, error=error.message)
+        except Exception:  # One run that cannot be moved, or not be read by this program, must not hold up the others.
+            log.exception("run.not_looked_after", run_id=run_id)
 
     def _recovering(self, pinned: Pinned) -> TakingMove:
         return lambda draft: (recover(draft, pinned, self.owner), draft.snapshot)
