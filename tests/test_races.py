@@ -200,6 +200,19 @@ async def test_a_run_that_cannot_be_read_holds_up_no_other(tmp_path: Path, damag
     assert events[-1].run_stopped.status == runs_pb2.RUN_STATUS_COMPLETED
 
 
+async def test_a_conversation_that_another_process_made_anew_has_none_of_its_old_messages(tmp_path: Path) -> None:
+    """Its id is the same, and as many messages are in it as this process had kept of the old one."""
+    script = [says("Old answer."), says("New answer."), says("Newer answer.")]
+    async with two(script, str(tmp_path / "runs.sqlite3")) as (upstream, a, b):
+        await create(a, "chat")
+        await a.ask("Old", conversation_id="chat")
+        await delete(b, "chat")
+        await create(b, "chat")
+        await b.ask("New", conversation_id="chat")
+        await a.ask("Newer", conversation_id="chat")
+        assert [m["content"] for m in upstream.requests[-1].history] == ["New", "New answer.", "Newer"]
+
+
 async def test_a_look_for_lost_runs_takes_none_while_the_process_stops(supervisor: Supervisor) -> None:
     """It may have found what the stopping process itself has just left to others."""
     store = MemoryStore(publish=lambda *_: None, clock=time.time_ns, new_id=counter())

@@ -27,9 +27,10 @@ _Key = tuple[str, str, str]
 class _Entry:
     """Pieces encode the messages up to `position`; `waiting` are those after it, not encoded yet.
 
-    `counted` are the bytes of it in the total.
+    `first` is the id of the first message, `counted` are the bytes of it in the total.
     """
 
+    first: str = ""
     position: int = 0
     pieces: list[bytes] = field(default_factory=list)
     waiting: list[Message] = field(default_factory=list)
@@ -62,6 +63,7 @@ class Contexts:
         entry = self._entries.get(key) or _Entry()
         await self._read(entry, tenant, conversation_id, last_position)
         if entry.waiting:
+            entry.first = entry.first or entry.waiting[0].message_id
             piece = model.encode(entry.waiting)
             if piece:
                 entry.pieces.append(piece)
@@ -75,9 +77,19 @@ class Contexts:
     ) -> Sequence[bytes]:
         """The same, followed by messages that are not stored; nothing is kept."""
         cached = self._entries.get((tenant, conversation_id, model.name)) or _Entry()
-        entry = _Entry(cached.position, list(cached.pieces), waiting=list(cached.waiting))
+        entry = _Entry(cached.first, cached.position, list(cached.pieces), waiting=list(cached.waiting))
         await self._read(entry, tenant, conversation_id, last_position)
         return [*entry.pieces, model.encode([*entry.waiting, *more])]
+
+    async def check(self, tenant: str, conversation_id: str) -> None:
+        """Forgets what is cached if another process has deleted the conversation, and perhaps made one of the same id.
+
+        Called before the work on a run begins: until that is over, nobody can delete its conversation.
+        """
+        keys = self._keys.get((tenant, conversation_id), ())
+        kept = {self._entries[key].first for key in keys}
+        if kept and kept != {m.message_id for m in await self._store.messages(tenant, conversation_id, 0, 1)}:
+            self.forget(tenant, conversation_id)
 
     def observe(self, tenant: str, events: tuple[Event, ...]) -> None:
         """Takes along what was just committed, so that it need not be read."""

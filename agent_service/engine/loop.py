@@ -79,6 +79,7 @@ class Loop:
         """Goes on until the run stops. Raises StaleClaimError if the run was taken away."""
         run = snapshot.run
         with self._parts.hub.own(self._claim.tenant, run.run_id, run.last_sequence) as channel:
+            await self._parts.contexts.check(self._claim.tenant, run.conversation_id)
             while True:
                 match next_of(snapshot.run, snapshot.calls):
                     case AskModel():

@@ -370,6 +370,7 @@ class Runs:
                 return Built(b"", f"the run would stop with {snapshot.run.stop_reason}", (), (), overridden)
         model = self.parts.models[pinned.provider]
         stored = snapshot.last_position - len(messages)
+        await self.parts.contexts.check(tenant, snapshot.run.conversation_id)
         history = await self.parts.contexts.peek(tenant, snapshot.run.conversation_id, model, stored, messages)
         body = model.build(model_request(snapshot, pinned, history)).body
         return Built(body, overridden_tools=overridden)
