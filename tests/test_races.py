@@ -213,6 +213,30 @@ async def test_a_conversation_that_another_process_made_anew_has_none_of_its_old
         assert [m["content"] for m in upstream.requests[-1].history] == ["New", "New answer.", "Newer"]
 
 
+@pytest.mark.parametrize("what", ["run", "conversation"])
+async def test_who_watches_an_interrupted_run_that_is_deleted_is_told(store: str, what: str) -> None:
+    """Its final stop comes, or that the run is no more."""
+    async with ScriptedOpenAI([fails(503, "Busy.")]) as upstream, serving(upstream, store) as client:
+        run = (await client.ask("Hello")).run
+        async with watching(client, run.run_id, run.last_sequence) as ending:
+            await (client.delete(run.run_id) if what == "run" else delete(client, run.conversation_id))
+            await asyncio.wait({ending}, timeout=BOUND)
+            assert ending.done()
+            assert ending.result() == ("OK" if what == "run" else "NOT_FOUND")
+
+
+@pytest.mark.parametrize("what", ["run", "conversation"])
+async def test_who_watches_a_run_that_another_process_deletes_is_told(tmp_path: Path, what: str) -> None:
+    """That it is no more; nobody watches for ever."""
+    async with two([fails(503, "Busy.")], str(tmp_path / "runs.sqlite3")) as (_, a, b):
+        run = (await a.ask("Hello")).run
+        async with watching(a, run.run_id, run.last_sequence) as ending:
+            await (b.delete(run.run_id) if what == "run" else delete(b, run.conversation_id))
+            await asyncio.wait({ending}, timeout=BOUND)
+            assert ending.done()
+            assert ending.result() == "NOT_FOUND"
+
+
 async def test_a_look_for_lost_runs_takes_none_while_the_process_stops(supervisor: Supervisor) -> None:
     """It may have found what the stopping process itself has just left to others."""
     store = MemoryStore(publish=lambda *_: None, clock=time.time_ns, new_id=counter())

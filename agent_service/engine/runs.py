@@ -148,6 +148,13 @@ class Runs:
         ready = await self.parts.store.queued_runs(MAX_TAKEN_OVER)
         await asyncio.gather(*(self._supervisor.finish(self._begin(tenant, run_id)) for tenant, run_id in ready))
 
+    async def forget(self, tenant: str, conversation_id: str) -> None:
+        """A conversation was deleted, and its runs with it: nothing of it stays cached, and who watches learns it."""
+        self.parts.contexts.forget(tenant, conversation_id)
+        watched = self.parts.hub.watched
+        for key in set(watched) - (await self.parts.store.standing(watched)).keys():
+            self.parts.hub.gone(*key)
+
     def observe(self, tenant: str, events: tuple[Event, ...]) -> None:
         """Told of what is committed: a run that is over may be what a queued one waits for. One that was queued by
         another process is found by the next look."""
