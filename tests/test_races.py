@@ -28,7 +28,7 @@ from agent_service.stores.memory import MemoryStore
 from agent_service.stores.sqlite_presence import Presence
 from tests.scripted_openai import ScriptedOpenAI, calls, fails, says
 from tests.service import SECRET, Client, serving
-from tests.store_contract import TENANT, counter, new_run, opened
+from tests.store_contract import LEASE, TENANT, Clock, counter, new_run, opened
 
 pytestmark = pytest.mark.anyio
 
@@ -258,3 +258,19 @@ async def test_a_look_for_lost_runs_takes_none_while_the_process_stops(superviso
     await asyncio.wait_for(looking, BOUND)
     run = (await store.get_run(TENANT, "run_1")).run
     assert (run.epoch, run.lease_expire_time, runs.leases.held) == (1, 0, ())
+
+
+async def test_a_process_does_not_take_over_its_own_work_when_the_clock_leaps(supervisor: Supervisor) -> None:
+    """As after the host slept: the next heartbeat renews the lease. A model is not asked twice, and no owner was lost."""
+    clock, model = Clock(), Unanswering()
+    store = MemoryStore(publish=lambda *_: None, clock=clock, new_id=counter())
+    runs = runs_on(store, model, supervisor)
+    starting = asyncio.ensure_future(anext(runs.start(TENANT, new_run())))
+    await asyncio.wait({starting}, timeout=BOUND)
+    clock.now += 10 * LEASE
+    taken = await runs.take_over()
+    await runs.leases.renew()
+    run = (await store.get_run(TENANT, "run_1")).run
+    lost = await store.lost_runs(9)
+    await runs.shut_down(0.0)
+    assert (taken, run.epoch, run.losses, lost, model.asked) == (0, 1, 0, (), 1)
