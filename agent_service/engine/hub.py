@@ -203,6 +203,12 @@ class Hub:
         channel = self._channels.get((tenant, run_id))
         return channel is not None and channel.hear(sequence)
 
+    def gone(self, tenant: str, run_id: str) -> None:
+        """A run was not found: its readers look into the log, and learn that it was deleted."""
+        channel = self._channels.get((tenant, run_id))
+        for subscription in channel.subscriptions if channel is not None else ():
+            subscription.fall_behind()
+
     @contextmanager
     def subscribe(self, tenant: str, run_id: str, *, deltas: bool) -> Iterator[Subscription]:
         """Attaches a reader. What is committed from now on reaches it."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import structlog
 
@@ -22,18 +21,17 @@ class Leases:
         self._stop = stop
         self._held: dict[tuple[str, str], set[Claim]] = {}
 
-    @contextmanager
-    def hold(self, claim: Claim) -> Iterator[None]:
-        """For as long as the work on the run goes on."""
+    def hold(self, claim: Claim) -> None:
+        """The work on the run goes on, until `drop`."""
+        self._held.setdefault((claim.tenant, claim.run_id), set()).add(claim)
+
+    def drop(self, claim: Claim) -> None:
+        """It has ended."""
         key = (claim.tenant, claim.run_id)
-        held = self._held.setdefault(key, set())
-        held.add(claim)
-        try:
-            yield
-        finally:
-            held.discard(claim)
-            if not held and self._held.get(key) is held:
-                del self._held[key]
+        held = self._held.get(key, set())
+        held.discard(claim)
+        if not held:
+            self._held.pop(key, None)
 
     @property
     def held(self) -> tuple[Claim, ...]:

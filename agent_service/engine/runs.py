@@ -31,6 +31,9 @@ log = structlog.get_logger()
 MAX_TAKEN_OVER = 256
 """Lost runs that one look takes over at most."""
 
+MOVE_SECONDS = 5.0
+"""How long moves in flight may take when the process ends."""
+
 TakingMove = Move[tuple[bool, Snapshot]]
 """A move that says whether this process has to go on with the run, and how things stand."""
 
@@ -45,6 +48,7 @@ class Runs:
         self._supervisor = supervisor
         self._heartbeat = heartbeat
         self._accepting = True
+        self._working = True
         self._queues = False
 
     async def start(
@@ -118,13 +122,17 @@ class Runs:
         def move(draft: Draft) -> tuple[bool, Snapshot]:
             return retry(draft, request_id, pinned, self.owner), draft.snapshot
 
+        self._admit()
         return await self._supervisor.finish(self._go_on(tenant, run_id, pinned, move, request_id))
 
     async def take_over(self) -> int:
         """Goes on with runs whose owner was lost; says how many there were."""
         if not self._accepting:
             return 0
-        lost = await self.parts.store.lost_runs(MAX_TAKEN_OVER)
+        found = await self.parts.store.lost_runs(MAX_TAKEN_OVER)
+        # Not what is worked on here: after a leap of the clock, its lease only waits for the next heartbeat.
+        held = {(claim.tenant, claim.run_id) for claim in self.leases.held}
+        lost = [key for key in found if key not in held]
         await asyncio.gather(*(self._look_after(tenant, run_id, self._recovering) for tenant, run_id in lost))
         return len(lost)
 
@@ -142,6 +150,13 @@ class Runs:
             return
         ready = await self.parts.store.queued_runs(MAX_TAKEN_OVER)
         await asyncio.gather(*(self._supervisor.finish(self._begin(tenant, run_id)) for tenant, run_id in ready))
+
+    async def forget(self, tenant: str, conversation_id: str) -> None:
+        """A conversation was deleted, and its runs with it: nothing of it stays cached, and who watches learns it."""
+        self.parts.contexts.forget(tenant, conversation_id)
+        watched = self.parts.hub.watched
+        for key in set(watched) - (await self.parts.store.standing(watched)).keys():
+            self.parts.hub.gone(*key)
 
     def observe(self, tenant: str, events: tuple[Event, ...]) -> None:
         """Told of what is committed: a run that is over may be what a queued one waits for. One that was queued by
@@ -183,9 +198,14 @@ class Runs:
         """Takes nothing new, gives runs `grace` seconds, then leaves them to other processes or to the next start."""
         self._accepting = False
         await self._supervisor.settle(grace)
+        self._working = False
         left = self.leases.held
+        for claim in left:
+            self._supervisor.cancel(claim)
+        # Moves in flight may be stored: what they give to this process is left to others, too.
+        await self._supervisor.settle(MOVE_SECONDS)
+        await asyncio.gather(*(self._hand_over(claim) for claim in {*left, *self.leases.held}))
         await self._supervisor.cancel_all()
-        await asyncio.gather(*(self._hand_over(claim) for claim in left))
         self.parts.hub.close()
 
     def _admit(self) -> None:
@@ -225,9 +245,12 @@ class Runs:
     async def _begin(self, tenant: str, run_id: str) -> None:
         try:
             pinned = await self.parts.store.get_pinned(tenant, run_id)
-            started = await self.parts.store.begin(tenant, run_id, self.owner)
+            started = await self.parts.store.begin(tenant, run_id, self.owner) if self._accepting else None
         except AgentServiceError as error:
             log.warning("run.not_begun", run_id=run_id, error=error.message)
+            return
+        except Exception:  # As above.
+            log.exception("run.not_begun", run_id=run_id)
             return
         if started is not None:
             self._began(tenant, pinned, started)
@@ -258,9 +281,12 @@ class Runs:
         """Makes a move that nobody asked for; if it fails, the next look makes it."""
         try:
             pinned = await self.parts.store.get_pinned(tenant, run_id)
-            await self._supervisor.finish(self._go_on(tenant, run_id, pinned, moving(pinned)))
+            if self._accepting:
+                await self._supervisor.finish(self._go_on(tenant, run_id, pinned, moving(pinned)))
         except AgentServiceError as error:
             log.warning("run.not_looked_after", run_id=run_id, error=error.message)
+        except Exception:  # One run that cannot be moved, or not be read by this program, must not hold up the others.
+            log.exception("run.not_looked_after", run_id=run_id)
 
     def _recovering(self, pinned: Pinned) -> TakingMove:
         return lambda draft: (recover(draft, pinned, self.owner), draft.snapshot)
@@ -292,10 +318,15 @@ class Runs:
     def _work(self, tenant: str, pinned: Pinned, snapshot: Snapshot) -> None:
         run = snapshot.run
         claim = Claim(tenant, run.run_id, run.epoch)
-        self._supervisor.spawn(claim, self._drive(claim, pinned, snapshot))
+        # Held before the task takes its first step: what comes between may end the claim already.
+        self.leases.hold(claim)
+        if not self._working:
+            return
+        task = self._supervisor.spawn(claim, self._drive(claim, pinned, snapshot))
+        task.add_done_callback(lambda _: self.leases.drop(claim))
 
     async def _drive(self, claim: Claim, pinned: Pinned, snapshot: Snapshot) -> None:
-        with structlog.contextvars.bound_contextvars(run_id=claim.run_id), self.leases.hold(claim):
+        with structlog.contextvars.bound_contextvars(run_id=claim.run_id):
             try:
                 run = await self._drive_in_time(claim, pinned, snapshot)
                 log.info("run.stopped", status=run.status.value, stop_reason=run.stop_reason and run.stop_reason.value)

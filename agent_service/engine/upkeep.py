@@ -66,7 +66,13 @@ class Upkeep:
         hub.stir_inbox()
         self._again = True  # also if the question fails: the store tells of a change once
         again = False
-        for (tenant, run_id), standing in (await store.standing(hub.watched)).items():
+        watched = hub.watched
+        found = await store.standing(watched)
+        for tenant, run_id in watched:
+            standing = found.get((tenant, run_id))
+            if standing is None:
+                hub.gone(tenant, run_id)
+                continue
             self._runs.leases.check(tenant, run_id, standing.epoch)
             again |= hub.hear(tenant, run_id, standing.last_sequence)
         self._again = again

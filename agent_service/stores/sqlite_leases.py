@@ -35,27 +35,30 @@ def lost_runs(db: sqlite3.Connection, now: int, limit: int) -> tuple[tuple[str, 
 
 
 def due_runs(db: sqlite3.Connection, now: int, limit: int) -> tuple[tuple[str, str], ...]:
-    """Runs of which a call or the pause is overdue."""
+    """Runs of which a call or the pause is overdue, if this program can read them."""
     return tuple(
         db.execute(
-            "SELECT tenant, run_id FROM runs WHERE pause_expire_time > 0 AND pause_expire_time <= ?1 UNION "
+            "SELECT tenant, run_id FROM runs "
+            "WHERE pause_expire_time > 0 AND pause_expire_time <= ?1 AND codec <= ?3 UNION "
             "SELECT runs.tenant, run_id FROM calls JOIN runs USING (run_key) "
-            "WHERE state = 'pending' AND deadline > 0 AND deadline <= ?1 AND status = 'paused' LIMIT ?2",
-            (now, limit),
+            "WHERE state = 'pending' AND deadline > 0 AND deadline <= ?1 AND status = 'paused' "
+            "AND runs.codec <= ?3 AND calls.codec <= ?3 LIMIT ?2",
+            (now, limit, codec.CODEC_VERSION),
         )
     )
 
 
 def queued_runs(db: sqlite3.Connection, limit: int) -> tuple[tuple[str, str], ...]:
-    """Queued runs that are the first of their conversation, which has no other run that is running or paused."""
+    """Queued runs that are the first of their conversation, which has no other run that is running or paused, if this
+    program can read them."""
     return tuple(
         db.execute(
-            "SELECT tenant, run_id FROM runs AS q WHERE status = 'queued' "
+            "SELECT tenant, run_id FROM runs AS q WHERE status = 'queued' AND codec <= ?2 "
             "AND run_key = (SELECT min(run_key) FROM runs "
             "WHERE conversation_key = q.conversation_key AND status = 'queued') "
             "AND NOT EXISTS (SELECT 1 FROM runs "
-            "WHERE conversation_key = q.conversation_key AND status IN ('running', 'paused')) LIMIT ?",
-            (limit,),
+            "WHERE conversation_key = q.conversation_key AND status IN ('running', 'paused')) LIMIT ?1",
+            (limit, codec.CODEC_VERSION),
         )
     )
 

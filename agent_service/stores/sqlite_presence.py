@@ -20,9 +20,10 @@ class Presence:
         self.alone = False
         if fcntl is None:
             return
-        # Not the file itself: closing another handle on it would drop SQLite's own locks.
+        # Not the file itself: closing another handle on it would drop SQLite's own locks. Links are followed, as SQLite
+        # does, so that one file has one lock.
         try:
-            self._file = os.fdopen(os.open(f"{path}-lock", os.O_CREAT | os.O_RDWR, 0o600))
+            self._file = os.fdopen(os.open(f"{path.resolve()}-lock", os.O_CREAT | os.O_RDWR, 0o600))
         except OSError as error:
             raise SchemaError(f"cannot lock the store {path}: {error}") from error
         try:

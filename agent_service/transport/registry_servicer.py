@@ -124,7 +124,7 @@ class AgentRegistryServicer(pb_grpc.AgentRegistryServiceServicer):
     ) -> pb.DeleteConversationResponse:
         conversation_id = self._conversation_id(request.conversation_id)
         await self._registry.delete_conversation(self._caller.tenant, conversation_id)
-        self._runs.parts.contexts.forget(self._caller.tenant, conversation_id)
+        await self._runs.forget(self._caller.tenant, conversation_id)
         return pb.DeleteConversationResponse()
 
     async def ListMessages(self, request: pb.ListMessagesRequest, context: Context) -> pb.ListMessagesResponse:
