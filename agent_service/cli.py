@@ -91,6 +91,7 @@ def _add_console(commands: Any) -> None:
     inbox = commands.add_parser("inbox", parents=[common], help="the calls that wait for somebody")
     inbox.add_argument("--tool", default="", help="only of this tool")
     inbox.add_argument("--follow", action="store_true", help="also what comes and goes from now on")
+    inbox.add_argument("--answer", action="store_true", help="claim each call of a client tool and ask for its result")
 
 
 def serve_flags() -> dict[str, str]:

@@ -6,6 +6,7 @@ Exit codes: 0 for success, 1 for what went wrong (the service's own words are on
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,24 +24,29 @@ from agentrpc.v1 import (
     tools_pb2,
 )
 from google.protobuf import json_format
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 ENDED_OTHERWISE = 3
 """The exit code where a watched run did not complete."""
 _SHOWN = 60
 _PAGE = 100
+_ANSWER_LEASE = Duration(seconds=600)
+"""How long a person may think about a call."""
 
 Write = Callable[[str], None]
 
 
 class Console:
-    """The commands on one service. Each returns its exit code; `write` takes lines."""
+    """The commands on one service. Each returns its exit code; `write` takes lines, `read` shows a prompt and gives
+    one, or raises EOFError."""
 
-    def __init__(self, channel: grpc.Channel, write: Write, *, as_json: bool) -> None:
+    def __init__(self, channel: grpc.Channel, write: Write, read: Callable[[str], str], *, as_json: bool) -> None:
         self._runs = run_service_pb2_grpc.RunServiceStub(channel)
         self._agent = agent_grpc.AgentServiceStub(channel)
         self._inbox = inbox_service_pb2_grpc.InboxServiceStub(channel)
         self._write = write
+        self._read = read
         self._json = as_json
 
     def list_runs(self, status: str, agent: str, conversation: str, limit: int) -> int:
@@ -104,17 +110,44 @@ class Console:
         self._tell(run, _run_line(run))
         return 0
 
-    def inbox(self, tool: str, *, follow: bool) -> int:
-        """The calls that wait for somebody; with `follow` also what comes and goes, until the service ends."""
+    def inbox(self, tool: str, *, follow: bool, answer: bool) -> int:
+        """The calls that wait for somebody; with `follow` also what comes and goes, until the service ends. With
+        `answer` each call of a client tool is claimed and asked for, until the input ends."""
         which = inbox_service_pb2.PendingToolCallFilter(tool_name=tool)
         request = inbox_service_pb2.WatchPendingToolCallsRequest(filter=which)
         changes = self._inbox.WatchPendingToolCalls(request)
+        if answer:
+            return self._answer_all(changes, which)
+        if not self._json:
+            self._write("   RUN  CALL  TOOL(ARGUMENTS)  WAITS FOR")
         for change in changes:
             if change.HasField("synced") and not follow:
                 changes.cancel()
                 break
             if not change.HasField("synced"):
                 self._tell(change, _change_line(change))
+        return 0
+
+    def _answer_all(self, changes: Any, which: inbox_service_pb2.PendingToolCallFilter) -> int:
+        which.kind = tools_pb2.PENDING_KIND_CLIENT_EXECUTION
+        claim = inbox_service_pb2.ClaimToolCallsRequest(
+            filter=which, worker_id=f"terminal-{os.getpid()}", lease=_ANSWER_LEASE
+        )
+        for change in changes:
+            if not change.HasField("added") or change.added.worker_id:
+                continue
+            for claimed in self._inbox.ClaimToolCalls(claim).calls:
+                self._write(f"{claimed.call.run_id}  {claimed.call.call.name}({claimed.call.call.arguments_json})")
+                try:
+                    text = self._read("result> ")
+                except EOFError:
+                    changes.cancel()
+                    return 0
+                call_id = claimed.call.call.tool_call_id
+                back = tools_pb2.ToolReturn(tool_call_id=call_id, text=text, claim_token=claimed.claim_token)
+                self._send(
+                    agent_pb.SubmitToolReturnsRequest(run_id=claimed.call.run_id, tool_returns=[back], background=True)
+                )
         return 0
 
     def _send(self, request: agent_pb.SubmitToolReturnsRequest) -> int:
@@ -131,7 +164,7 @@ class Console:
 def run_console(command: str, target: str, *, as_json: bool, **arguments: Any) -> int:
     """Runs a command against the service at `target`."""
     with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        console = Console(channel, _print, as_json=as_json)
+        console = Console(channel, _print, input, as_json=as_json)
         try:
             return int(getattr(console, command)(**arguments))
         except grpc.RpcError as error:

@@ -64,14 +64,14 @@ async def test_a_call_is_answered_from_the_inbox(store: str, capsys: pytest.Capt
     async with scripted([CALL, says("It is A-1.")], store) as (client, _):
         shell = Shell(client, capsys)
         await client.ask("Code?", SECRET, run_id="run-1")
-        (line,) = await shell("inbox")
+        _, line = await shell("inbox")
         _, run_id, call_id, *_ = line.split()
-        assert await shell("inbox", "--tool", "other") == []
+        assert len(await shell("inbox", "--tool", "other")) == 1
         assert "run-1" in (await shell("runs", "submit", run_id, call_id, "A-1"))[0]
         watched = await shell("runs", "watch", "run-1", "--after", "5")
         assert [line.split()[1] for line in watched][-1] == "run_stopped"
         assert "COMPLETED END_TURN" in watched[-1]
-        assert await shell("inbox") == []
+        assert await shell("inbox", "--json") == []
 
 
 async def test_the_inbox_can_be_followed(store: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,6 +88,32 @@ async def test_the_inbox_can_be_followed(store: str, capsys: pytest.CaptureFixtu
             printed += capsys.readouterr().out
             await client.run("run-1")
     assert await following == 1
+
+
+async def test_calls_are_answered_one_by_one(
+    store: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is claimed, so that no other worker has it meanwhile; the end of the input ends it."""
+    lines = ["A-1", "A-2"]
+
+    def typed(prompt: str) -> str:
+        if not lines:
+            raise EOFError
+        return lines.pop(0)
+
+    monkeypatch.setattr("builtins.input", typed)
+    async with scripted([CALL, CALL, CALL, says("Thanks."), says("Thanks.")], store) as (client, upstream):
+        for number in range(3):
+            await client.ask("Code?", SECRET, run_id=f"run-{number}")
+        told = await Shell(client, capsys)("inbox", "--answer")
+        assert told[0] == 'run-0  get_secret_code({"name": "Alice"})'
+        assert told[-1] == 'run-2  get_secret_code({"name": "Alice"})'
+        for run_id in ("run-0", "run-1"):
+            await client.watch(run_id)
+        answers = [text for request in upstream.requests for text in request.returns.values()]
+        assert sorted(answers) == ["A-1", "A-2"]
+        (left,) = (await client.waiting()).calls
+        assert (left.run_id, left.worker_id.partition("-")[0]) == ("run-2", "terminal")
 
 
 @pytest.mark.parametrize(("word", "told"), [("approve", "paid back 7"), ("deny", "Denied: no")])
