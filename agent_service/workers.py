@@ -29,6 +29,8 @@ START_SECONDS = 60.0
 """The longest a worker may take until it listens."""
 QUICK_DEATH_SECONDS = 10.0
 """A worker that lives shorter is started again after a pause, which doubles each time."""
+STOP_SECONDS = 15.0
+"""How long a worker may take to end after its grace time, before it is killed: another one takes its runs over."""
 _PAUSES = (0.1, 5.0)
 _STDIN = 0
 
@@ -50,7 +52,9 @@ async def serve_workers(settings: Settings, flags: list[str], ready: Callable[[s
         with _reserved(settings.host, settings.port) as port:
             command = [*_program(), "serve", *flags, f"--port={port}", "--workers=1"]
             environment = os.environ | model | {"AGENT_SERVICE_WORKER": "true"}
-            workers = [Worker(command, environment) for _ in range(settings.workers)]
+            workers = [
+                Worker(command, environment, settings.grace_seconds + STOP_SECONDS) for _ in range(settings.workers)
+            ]
             try:
                 # One before the others: what cannot work is said once, and the file is made by one.
                 await workers[0].start()
@@ -91,11 +95,12 @@ def _program() -> list[str]:
 
 
 class Worker:
-    """One server process, started again when it dies."""
+    """One server process, started again when it dies. Told to stop, it has `stop_seconds`."""
 
-    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+    def __init__(self, command: list[str], environment: dict[str, str], stop_seconds: float) -> None:
         self._command = command
         self._environment = environment
+        self._stop_seconds = stop_seconds
         self._process: asyncio.subprocess.Process | None = None
         self._line: asyncio.StreamWriter
         self._pause = _PAUSES[0]
@@ -145,10 +150,16 @@ class Worker:
                 await self.stop()
 
     async def stop(self) -> None:
-        """Tells it to stop and waits for its end, which its own grace time bounds."""
+        """Tells it to stop and waits for its end; kills it if that does not come in time."""
         if self._process is not None and self._process.returncode is None:
             self._process.terminate()
-            await self._process.wait()
+            try:
+                async with asyncio.timeout(self._stop_seconds):
+                    await self._process.wait()
+            except TimeoutError:
+                log.warning("worker.killed", pid=self.pid)
+                self._process.kill()
+                await self._process.wait()
             self._line.close()
 
 

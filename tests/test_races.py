@@ -89,12 +89,6 @@ def supervisor() -> Supervisor:
     return Supervisor(crashed)
 
 
-async def create(client: Client, conversation_id: str) -> None:
-    """CreateConversation."""
-    request = agent_registry_service_pb2.CreateConversationRequest(conversation_id=conversation_id)
-    await client.registry.CreateConversation(request)
-
-
 async def delete(client: Client, conversation_id: str) -> None:
     """DeleteConversation."""
     request = agent_registry_service_pb2.DeleteConversationRequest(conversation_id=conversation_id)
@@ -102,10 +96,10 @@ async def delete(client: Client, conversation_id: str) -> None:
 
 
 @asynccontextmanager
-async def two(script: Any, store: str) -> AsyncIterator[tuple[ScriptedOpenAI, Client, Client]]:
+async def two(script: Any, store: str) -> AsyncIterator[tuple[Client, Client]]:
     """Two services on one file."""
     async with ScriptedOpenAI(script) as upstream, serving(upstream, store) as a, serving(upstream, store) as b:
-        yield upstream, a, b
+        yield a, b
 
 
 @asynccontextmanager
@@ -200,19 +194,6 @@ async def test_a_run_that_cannot_be_read_holds_up_no_other(tmp_path: Path, damag
     assert events[-1].run_stopped.status == runs_pb2.RUN_STATUS_COMPLETED
 
 
-async def test_a_conversation_that_another_process_made_anew_has_none_of_its_old_messages(tmp_path: Path) -> None:
-    """Its id is the same, and as many messages are in it as this process had kept of the old one."""
-    script = [says("Old answer."), says("New answer."), says("Newer answer.")]
-    async with two(script, str(tmp_path / "runs.sqlite3")) as (upstream, a, b):
-        await create(a, "chat")
-        await a.ask("Old", conversation_id="chat")
-        await delete(b, "chat")
-        await create(b, "chat")
-        await b.ask("New", conversation_id="chat")
-        await a.ask("Newer", conversation_id="chat")
-        assert [m["content"] for m in upstream.requests[-1].history] == ["New", "New answer.", "Newer"]
-
-
 @pytest.mark.parametrize("what", ["run", "conversation"])
 async def test_who_watches_an_interrupted_run_that_is_deleted_is_told(store: str, what: str) -> None:
     """Its final stop comes, or that the run is no more."""
@@ -228,7 +209,7 @@ async def test_who_watches_an_interrupted_run_that_is_deleted_is_told(store: str
 @pytest.mark.parametrize("what", ["run", "conversation"])
 async def test_who_watches_a_run_that_another_process_deletes_is_told(tmp_path: Path, what: str) -> None:
     """That it is no more; nobody watches for ever."""
-    async with two([fails(503, "Busy.")], str(tmp_path / "runs.sqlite3")) as (_, a, b):
+    async with two([fails(503, "Busy.")], str(tmp_path / "runs.sqlite3")) as (a, b):
         run = (await a.ask("Hello")).run
         async with watching(a, run.run_id, run.last_sequence) as ending:
             await (b.delete(run.run_id) if what == "run" else delete(b, run.conversation_id))

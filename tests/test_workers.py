@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import grpc
 import pytest
 from agentrpc.v1 import agent_service_pb2_grpc, runs_pb2
 
+from agent_service.workers import Worker
 from tests.process import API_KEY, ServerProcess, environment, launch, refused, running
 from tests.scripted_openai import Request, ScriptedOpenAI, calls, says
 from tests.service import Client, step
@@ -204,3 +206,15 @@ async def test_workers_that_cannot_start_are_told_in_one_line(tmp_path: Path) ->
             line = await refused(tmp_path, env, *TWO, "--port", port)
             assert f"127.0.0.1:{port}" in line
             assert "another server" in line
+
+
+async def test_a_worker_that_does_not_end_is_killed() -> None:
+    """One that hangs, or that somebody stopped, does not keep the others' parent from its end."""
+    stubborn = (
+        "import os, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.write(0, b'here\\n'); signal.pause()"
+    )
+    worker = Worker([sys.executable, "-c", stubborn], dict(os.environ), stop_seconds=0.1)
+    await worker.start()
+    await asyncio.wait_for(worker.stop(), 10)
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker.pid, 0)
