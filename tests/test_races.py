@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import grpc
 import pytest
@@ -28,13 +28,14 @@ from agent_service.stores.memory import MemoryStore
 from agent_service.stores.sqlite_presence import Presence
 from tests.scripted_openai import ScriptedOpenAI, calls, fails, says
 from tests.service import SECRET, Client, serving
-from tests.store_contract import LEASE, TENANT, Clock, counter, new_run, opened
+from tests.store_contract import TENANT, Clock, counter, new_run, opened
 
 pytestmark = pytest.mark.anyio
 
 ENQUEUE = agent_service_pb2.ON_BUSY_ENQUEUE
 BOUND = 3.0
 """The longest, in seconds, that a test waits for what should come."""
+MINUTE = 60 * 10**9
 CALL = calls(("get_secret_code", {"name": "Alice"}))
 
 
@@ -60,8 +61,9 @@ class Unanswering:
 class SlowStore(MemoryStore):
     """Tells of a start only a while after it is stored."""
 
-    stored = asyncio.Event()
-    go_on = asyncio.Event()
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.stored, self.go_on = asyncio.Event(), asyncio.Event()
 
     async def start(self, tenant: str, new: NewRun) -> Started:
         """See RunStore."""
@@ -71,12 +73,16 @@ class SlowStore(MemoryStore):
         return started
 
 
-def runs_on(store: MemoryStore, model: Unanswering, supervisor: Supervisor) -> Runs:
-    """The use cases on this store and model."""
-    hub, contexts = Hub(99), Contexts(store, 0)
+Made = TypeVar("Made", bound=MemoryStore)
+
+
+def made(kind: type[Made], model: Unanswering, supervisor: Supervisor, clock: Any = time.time_ns) -> tuple[Made, Runs]:
+    """A store, and the use cases on it and on this model."""
+    hub = Hub(99)
+    store = kind(publish=hub.publish, clock=clock, new_id=counter())
     models = {model.name: cast(ModelClient, model)}
-    parts = Parts(store, hub, contexts, models, cast(ServerTools, None), Limits(), counter())
-    return Runs(parts, supervisor, owner=Owner("process_1", 60 * 10**9), heartbeat=BOUND)
+    parts = Parts(store, hub, Contexts(store, 0), models, cast(ServerTools, None), Limits(), counter())
+    return store, Runs(parts, supervisor, owner=Owner("process_1", MINUTE), heartbeat=BOUND)
 
 
 @pytest.fixture
@@ -126,8 +132,7 @@ async def watching(client: Client, run_id: str, after: int) -> AsyncIterator[asy
 async def test_a_run_that_is_cancelled_before_its_work_begins_asks_no_model(supervisor: Supervisor) -> None:
     """Between the start that is stored and the first step of its task, too."""
     model = Unanswering()
-    store = MemoryStore(publish=lambda *_: None, clock=time.time_ns, new_id=counter())
-    runs = runs_on(store, model, supervisor)
+    _, runs = made(MemoryStore, model, supervisor)
     starting = asyncio.ensure_future(anext(runs.start(TENANT, new_run())))
     await asyncio.sleep(0)
     snapshot = await runs.cancel(TENANT, "run_1")
@@ -140,9 +145,7 @@ async def test_a_run_that_is_cancelled_before_its_work_begins_asks_no_model(supe
 
 async def test_a_start_that_is_stored_while_the_process_stops_is_left_to_others_at_once(supervisor: Supervisor) -> None:
     """Nobody has to wait for the end of its lease, and it is not counted as lost."""
-    model = Unanswering()
-    store = SlowStore(publish=lambda *_: None, clock=time.time_ns, new_id=counter())
-    runs = runs_on(store, model, supervisor)
+    store, runs = made(SlowStore, Unanswering(), supervisor)
     starting = asyncio.ensure_future(anext(runs.start(TENANT, new_run())))
     await store.stored.wait()
     stopping = asyncio.ensure_future(runs.shut_down(0.0))
@@ -220,8 +223,7 @@ async def test_who_watches_a_run_that_another_process_deletes_is_told(tmp_path: 
 
 async def test_a_look_for_lost_runs_takes_none_while_the_process_stops(supervisor: Supervisor) -> None:
     """It may have found what the stopping process itself has just left to others."""
-    store = MemoryStore(publish=lambda *_: None, clock=time.time_ns, new_id=counter())
-    runs = runs_on(store, Unanswering(), supervisor)
+    store, runs = made(MemoryStore, Unanswering(), supervisor)
     starting = asyncio.ensure_future(anext(runs.start(TENANT, new_run())))
     await asyncio.wait({starting}, timeout=BOUND)
     reading, go_on, read = asyncio.Event(), asyncio.Event(), store.lost_runs
@@ -242,13 +244,12 @@ async def test_a_look_for_lost_runs_takes_none_while_the_process_stops(superviso
 
 
 async def test_a_process_does_not_take_over_its_own_work_when_the_clock_leaps(supervisor: Supervisor) -> None:
-    """As after the host slept: the next heartbeat renews the lease. The model is not asked twice, no owner was lost."""
+    """As after the host slept: the next heartbeat renews the lease. No model is asked twice, no owner is lost."""
     clock, model = Clock(), Unanswering()
-    store = MemoryStore(publish=lambda *_: None, clock=clock, new_id=counter())
-    runs = runs_on(store, model, supervisor)
+    store, runs = made(MemoryStore, model, supervisor, clock)
     starting = asyncio.ensure_future(anext(runs.start(TENANT, new_run())))
     await asyncio.wait({starting}, timeout=BOUND)
-    clock.now += 10 * LEASE
+    clock.now += 10 * MINUTE
     taken = await runs.take_over()
     await runs.leases.renew()
     run = (await store.get_run(TENANT, "run_1")).run
