@@ -79,16 +79,22 @@ class Upkeep:
 
 
 async def _repeat(duty: Callable[[], Awaitable[None]], seconds: float) -> None:
+    failing = False
     while True:
         await asyncio.sleep(seconds)
-        await _attempt(duty)
+        failing = not await _attempt(duty, quiet=failing)
 
 
-async def _attempt(duty: Callable[[], Awaitable[None]]) -> None:
-    """A failure is logged, and the duty is done again another time."""
+async def _attempt(duty: Callable[[], Awaitable[None]], *, quiet: bool = False) -> bool:
+    """Whether it was done. A failure is logged, unless the last attempt failed, and the duty is done again later."""
     try:
         await duty()
     except AgentServiceError as error:
-        log.warning("upkeep.failed", error=error.message)
+        if not quiet:
+            log.warning("upkeep.failed", error=error.message)
     except Exception:
-        log.exception("upkeep.crashed")
+        if not quiet:
+            log.exception("upkeep.crashed")
+    else:
+        return True
+    return False
