@@ -12,7 +12,7 @@ from agentrpc.v1.run_service_pb2 import WatchRunRequest
 
 from tests.chaos.answers import answer_calls
 from tests.chaos.journal import TERMINAL
-from tests.chaos.line import Line
+from tests.chaos.line import Line, RefusedError
 from tests.chaos.plans import Turn
 from tests.service import Client, step
 
@@ -179,11 +179,16 @@ class Talker:
         self._journal.counts["cancels"] += 1
 
     async def _retry(self, run_id: str, request_id: str) -> None:
-        """An interrupted run goes on."""
+        """An interrupted run goes on, unless the next one of its conversation has settled it meanwhile."""
         self._journal.counts["retries"] += 1
         asked = run_service_pb2.RetryRunRequest(run_id=run_id, request_id=request_id)
-        answer = await self._line.ask(lambda client: client.runs.RetryRun(asked, wait_for_ready=True))
-        self._journal.run(answer.run)
+        try:
+            answer = await self._line.ask(lambda client: client.runs.RetryRun(asked, wait_for_ready=True))
+        except RefusedError as error:
+            if run_id not in self._journal.pressed or error.refusal.reason != "RUN_NOT_INTERRUPTED":
+                raise
+        else:
+            self._journal.run(answer.run)
 
     def _leave(self) -> int:
         """After how many events a stream is left; mostly never."""
