@@ -160,6 +160,7 @@ def cancel(draft: Draft, stop_reason: StopReason = StopReason.CANCELLED) -> None
     """Ends the run for good and takes it from its owner. A run that is over stays as it is."""
     if draft.run.status.terminal:
         return
+    count_broken_request(draft)
     close_calls(draft)
     draft.run = replace(draft.run, epoch=draft.run.epoch + 1, error=None)
     stop(draft, stop_reason)
@@ -173,6 +174,12 @@ def fail(draft: Draft, stop_reason: StopReason, error: RunError, attempts: int =
     if not error.retryable:
         close_calls(draft)
     stop(draft, stop_reason, error)
+
+
+def time_out(draft: Draft, error: RunError) -> None:
+    """Ends the run in the middle of what its owner does."""
+    count_broken_request(draft)
+    fail(draft, StopReason.ERROR, error)
 
 
 def abandon(draft: Draft) -> None:
@@ -226,6 +233,14 @@ def count_running_time(draft: Draft, until: int) -> None:
     run = draft.run
     ran = until - run.running_since if run.running_since else 0
     draft.run = replace(run, running_time=run.running_time + max(ran, 0), running_since=0)
+
+
+def count_broken_request(draft: Draft) -> None:
+    """A model request that the owner may have sent counts, as the provider may bill it. Without a lease it sends none:
+    it has handed the run over."""
+    run = draft.run
+    if run.status is RunStatus.RUNNING and run.lease_expire_time and all(call.settled for call in draft.batch):
+        draft.run = replace(run, model_attempts=run.model_attempts + 1)
 
 
 def emit_stopped(draft: Draft) -> None:

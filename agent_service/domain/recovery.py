@@ -7,7 +7,15 @@ from dataclasses import replace
 from agent_service.domain.draft import Draft, Receipt
 from agent_service.domain.errors import AgentServiceError, Reason
 from agent_service.domain.event import RunCause
-from agent_service.domain.moves import UNKNOWN_OUTCOME, count_running_time, rest_or_go_on, resume, settle, stop
+from agent_service.domain.moves import (
+    UNKNOWN_OUTCOME,
+    count_broken_request,
+    count_running_time,
+    rest_or_go_on,
+    resume,
+    settle,
+    stop,
+)
 from agent_service.domain.run import Owner, Pinned, RunError, RunStatus, StopReason
 from agent_service.domain.tool import CallState, Outcome
 
@@ -19,7 +27,7 @@ _RETRY = "retry"
 def hand_over(draft: Draft) -> None:
     """The owner gives a running run up in good order; whoever looks next takes it at once, and no loss is counted."""
     if draft.run.status is RunStatus.RUNNING:
-        _count_broken_request(draft)
+        count_broken_request(draft)
         count_running_time(draft, draft.now)
         draft.run = replace(draft.run, lease_expire_time=0)
 
@@ -33,7 +41,7 @@ def recover(draft: Draft, pinned: Pinned, owner: Owner) -> bool:
     if run.status is not RunStatus.RUNNING or run.lease_expire_time > draft.now:
         return False
     if run.lease_expire_time:
-        _count_broken_request(draft)
+        count_broken_request(draft)
         count_running_time(draft, run.lease_expire_time)
         draft.run = replace(draft.run, losses=run.losses + 1)
     if draft.run.losses >= MAX_LOSSES:
@@ -66,12 +74,6 @@ def retry(draft: Draft, request_id: str, pinned: Pinned, owner: Owner) -> bool:
         draft.keep_receipt(Receipt(request_id, _RETRY, run.last_sequence + 1, None))
     draft.run = replace(run, losses=0)
     return _go_on(draft, RunCause.RETRY, pinned, owner)
-
-
-def _count_broken_request(draft: Draft) -> None:
-    """A model request that may have been sent counts, as the provider may bill it."""
-    if all(call.settled for call in draft.batch):
-        draft.run = replace(draft.run, model_attempts=draft.run.model_attempts + 1)
 
 
 def _go_on(draft: Draft, cause: RunCause, pinned: Pinned, owner: Owner) -> bool:

@@ -13,7 +13,7 @@ from agent_service.domain.errors import AgentServiceError, Reason, StaleClaimErr
 from agent_service.domain.event import Event, RunStopped
 from agent_service.domain.expiry import expire, overdue
 from agent_service.domain.message import Message
-from agent_service.domain.moves import AskModel, Execute, cancel, fail, next_of
+from agent_service.domain.moves import AskModel, Execute, cancel, fail, next_of, time_out
 from agent_service.domain.recovery import hand_over, recover, retry
 from agent_service.domain.run import Claim, Owner, Pinned, Run, RunError, RunStatus, StopReason
 from agent_service.domain.start import NewRun, Started
@@ -351,7 +351,7 @@ class Runs:
                 raise
         message = f"the run was running for longer than its timeout of {run.run_timeout / 1e9:g} s"
         error = RunError(Reason.RUN_TIMED_OUT, message)
-        return (await self.parts.store.owner_move(claim, moved(fail, StopReason.ERROR, error))).run
+        return (await self.parts.store.owner_move(claim, moved(time_out, error))).run
 
     async def _crashed(self, claim: Claim) -> None:
         error_id = secrets.token_hex(6)

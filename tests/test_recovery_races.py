@@ -1,0 +1,62 @@
+"""The end of a process, or of a run, in the middle of what its owner does."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from agentrpc.v1 import agent_service_pb2 as pb
+from agentrpc.v1 import agent_service_pb2_grpc, runs_pb2, tools_pb2
+from google.protobuf.duration_pb2 import Duration
+
+from agent_service import wiring
+from agent_service.domain.moves import cancel
+from agent_service.domain.recovery import hand_over
+from agent_service.engine.loop import moved
+from agent_service.engine.supervisor import Supervisor
+from tests.scripted_openai import ScriptedOpenAI, calls, says, silent
+from tests.service import SECRET, scripted, serving, step
+from tests.store_contract import TENANT, new_run, opened
+from tests.test_races import BOUND, SlowStore, Unanswering, made
+from tests.test_stalled_reader import NARROW
+
+pytestmark = pytest.mark.anyio
+
+CALL = calls(("get_secret_code", {"name": "Alice"}))
+
+
+@pytest.mark.parametrize("how", ["cancelled", "superseded", "timed out"])
+async def test_a_model_request_that_the_end_of_its_run_breaks_off_is_counted(store: str, how: str) -> None:
+    """The provider may bill it. Waiting for the caller is no request."""
+    async with scripted([CALL, silent("Half", after=1), says("Next.")], store) as (client, upstream):
+        timeout = Duration(nanos=400_000_000) if how == "timed out" else None
+        paused = (await client.ask("Hi", SECRET, run_id="run-1", run_timeout=timeout)).run
+        assert paused.model_attempts == 1
+        answers = [tools_pb2.ToolReturn(tool_call_id=paused.pending_tool_calls[0].tool_call_id, text="A-1")]
+        await client.answer("run-1", *answers, background=True)
+        await upstream.wait_for_requests(2)
+        if how == "cancelled":
+            await client.cancel("run-1")
+        elif how == "superseded":
+            await client.ask("Now!", conversation_id=paused.conversation_id, on_busy=pb.ON_BUSY_SUPERSEDE)
+        else:
+            await asyncio.wait_for(client.watch("run-1"), BOUND)
+        ended = await client.run("run-1")
+        assert ended.model_attempts == 2
+        assert ended.status in (runs_pb2.RUN_STATUS_CANCELLED, runs_pb2.RUN_STATUS_FAILED)
+
+
+@pytest.mark.parametrize("handed_over", [False, True])
+async def test_a_model_request_is_counted_once_by_whatever_breaks_it_off(store: str, handed_over: bool) -> None:
+    """A run that is cancelled after its owner gave it up has no further request in flight."""
+    async with opened(store) as kept:
+        await kept.start()
+        if handed_over:
+            await kept.store.owner_move(await kept.claim(), hand_over)
+        await kept.store.move(TENANT, "run_1", moved(cancel))
+        await kept.store.move(TENANT, "run_1", moved(cancel))
+        assert (await kept.run()).model_attempts == 1
