@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from agent_service.engine.supervisor import Supervisor
+
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
@@ -52,3 +54,13 @@ def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The store setting of a service, once per kind of store."""
     return "memory" if request.param == "memory" else str(tmp_path / "runs.sqlite3")
+
+
+@pytest.fixture
+def supervisor() -> Supervisor:
+    """Fails the test when a task crashes."""
+
+    def crashed(error: BaseException) -> None:
+        raise error
+
+    return Supervisor(crashed)

@@ -85,16 +85,6 @@ def made(kind: type[Made], model: Unanswering, supervisor: Supervisor, clock: An
     return store, Runs(parts, supervisor, owner=Owner("process_1", MINUTE), heartbeat=BOUND)
 
 
-@pytest.fixture
-def supervisor() -> Supervisor:
-    """Fails the test when a task crashes."""
-
-    def crashed(error: BaseException) -> None:
-        raise error
-
-    return Supervisor(crashed)
-
-
 async def delete(client: Client, conversation_id: str) -> None:
     """DeleteConversation."""
     request = agent_registry_service_pb2.DeleteConversationRequest(conversation_id=conversation_id)

@@ -60,3 +60,18 @@ async def test_a_model_request_is_counted_once_by_whatever_breaks_it_off(store: 
         await kept.store.move(TENANT, "run_1", moved(cancel))
         await kept.store.move(TENANT, "run_1", moved(cancel))
         assert (await kept.run()).model_attempts == 1
+
+
+async def test_a_run_that_was_left_to_others_gets_no_heartbeat(supervisor: Supervisor) -> None:
+    """Heartbeats go on while the server stops; one would keep others away from a run that nobody works on."""
+    store, runs = made(SlowStore, Unanswering(), supervisor)
+    starting = asyncio.ensure_future(anext(runs.start(TENANT, new_run())))
+    await store.stored.wait()
+    stopping = asyncio.ensure_future(runs.shut_down(0.0))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    store.go_on.set()
+    await asyncio.wait_for(stopping, BOUND)
+    await runs.leases.renew()
+    starting.cancel()
+    assert await store.lost_runs(9) == ((TENANT, "run_1"),)

@@ -270,6 +270,8 @@ class Runs:
         return snapshot
 
     async def _hand_over(self, claim: Claim) -> None:
+        # A heartbeat after it would keep others away from a run that nobody works on.
+        self.leases.drop(claim)
         try:
             await self.parts.store.owner_move(claim, hand_over)
         except StaleClaimError:
