@@ -75,3 +75,29 @@ async def test_a_run_that_was_left_to_others_gets_no_heartbeat(supervisor: Super
     await runs.leases.renew()
     starting.cancel()
     assert await store.lost_runs(9) == ((TENANT, "run_1"),)
+
+
+async def test_the_end_of_a_server_cancels_no_run_for_a_caller_that_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the server that leaves, also if it has to break off a stream of which nothing is read: the run goes on in
+    the next process, whatever its caller wanted to happen when itself left."""
+    monkeypatch.setattr(wiring, "_STOP_SECONDS", 0.1)
+    file, count = str(tmp_path / "runs.sqlite3"), 20_000
+    flood = silent(says(["a token of some text "] * count), after=count)
+    request = pb.StreamRequest(
+        step=step("Hi", run_id="run-1", on_disconnect=pb.ON_DISCONNECT_CANCEL), stream_tokens=True
+    )
+    async with ScriptedOpenAI([flood, says("Whole.")]) as upstream, AsyncExitStack() as stack:
+        async with serving(upstream, file) as client:
+            narrow = await stack.enter_async_context(grpc.aio.insecure_channel(client.target, options=NARROW))
+            stalled: Any = agent_service_pb2_grpc.AgentServiceStub(narrow).Stream(request)
+            await stalled.read()
+            shown = 0
+            async for response in client.watching("run-1", stream_tokens=True):
+                shown += len(response.event.text_delta.text)
+                if shown >= count * 20:
+                    break
+        async with serving(upstream, file) as client:
+            events = await asyncio.wait_for(client.watch("run-1"), 20)
+            assert events[-1].run_stopped.status == runs_pb2.RUN_STATUS_COMPLETED

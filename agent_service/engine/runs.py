@@ -107,8 +107,10 @@ class Runs:
         return await self.parts.store.get_run(tenant, run_id)
 
     def cancel_soon(self, tenant: str, run_id: str) -> None:
-        """Cancels the run in the background; for a caller that is already gone."""
-        self._supervisor.spawn(("cancel", run_id), self.cancel(tenant, run_id))
+        """Cancels the run in the background; for a caller that is already gone. When the process ends it is the server
+        that is gone, for its callers, and the run goes on elsewhere."""
+        if self._working:
+            self._supervisor.spawn(("cancel", run_id), self.cancel(tenant, run_id))
 
     async def cancel(self, tenant: str, run_id: str) -> Snapshot:
         """Ends the run for good, and the model request it may be waiting for. A run that is over stays as it is."""
