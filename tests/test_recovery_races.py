@@ -101,3 +101,29 @@ async def test_the_end_of_a_server_cancels_no_run_for_a_caller_that_stays(
         async with serving(upstream, file) as client:
             events = await asyncio.wait_for(client.watch("run-1"), 20)
             assert events[-1].run_stopped.status == runs_pb2.RUN_STATUS_COMPLETED
+
+
+async def test_work_is_cancelled_without_looking_at_all_other_work() -> None:
+    """A process that stops cancels each of its runs; the time for that must not grow with their square."""
+
+    class Key:
+        """Counts how often it is compared."""
+
+        compared = 0
+
+        def __eq__(self, other: object) -> bool:
+            Key.compared += 1
+            return self is other
+
+        def __hash__(self) -> int:
+            return id(self)
+
+    supervisor = Supervisor(lambda error: None)
+    keys = [Key() for _ in range(100)]
+    tasks = [supervisor.spawn(key, asyncio.Event().wait()) for key in keys]
+    for key in keys[1:]:
+        supervisor.cancel(key)
+    await asyncio.wait(tasks[1:], timeout=BOUND)
+    assert [task.cancelled() for task in tasks] == [False] + 99 * [True]
+    assert Key.compared < 100
+    await supervisor.cancel_all()

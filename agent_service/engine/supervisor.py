@@ -14,12 +14,14 @@ class Supervisor:
 
     def __init__(self, on_crash: Callable[[BaseException], None]) -> None:
         self._tasks: dict[asyncio.Task[Any], object] = {}
+        self._by_key: dict[object, set[asyncio.Task[Any]]] = {}
         self._on_crash = on_crash
 
     def spawn(self, key: object, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Starts a task."""
         task = asyncio.create_task(work)
         self._tasks[task] = key
+        self._by_key.setdefault(key, set()).add(task)
         task.add_done_callback(self._ended)
         return task
 
@@ -29,9 +31,8 @@ class Supervisor:
 
     def cancel(self, key: object) -> None:
         """Cancels the tasks of a key."""
-        for task, owner in list(self._tasks.items()):
-            if owner == key:
-                task.cancel()
+        for task in self._by_key.get(key, ()):
+            task.cancel()
 
     async def settle(self, grace: float) -> None:
         """Gives tasks `grace` seconds to end."""
@@ -47,6 +48,10 @@ class Supervisor:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         key = self._tasks.pop(task, None)
+        tasks = self._by_key[key]
+        tasks.discard(task)
+        if not tasks:
+            del self._by_key[key]
         error = None if task.cancelled() else task.exception()
         if error is not None and key is not None:
             self._on_crash(error)
