@@ -7,11 +7,12 @@ import os
 import re
 import shutil
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.scripted_openai import ScriptedOpenAI, calls, fails, says
+from tests.scripted_openai import ScriptedOpenAI, calls, fails, says, silent
 from tests.service import serving
 
 pytestmark = [
@@ -28,7 +29,11 @@ MODEL = [
     fails(503, "Overloaded."),
     says("Hello."),
     calls(("get_secret_code", {})),
+    silent("Once upon", after=1),
+    says("The end."),
 ]
+RESTARTED = "RUN_CAUSE_RECOVERY"
+"""Is shown by the block before which the page has the server started again."""
 _ISSUED = re.compile(r"\b(call|conv|msg)_[0-9a-f]{24}\b")
 
 
@@ -68,14 +73,20 @@ def missing(shown: str, output: str) -> str:
 
 
 async def test_each_block_shows_what_the_page_says(tmp_path: Path) -> None:
-    """Reflection, descriptors, a run with its pause and resume, lists, errors, streams, and a server without
-    reflection."""
+    """Reflection, descriptors, a run with its pause and resume, lists, errors, streams, a server that is started
+    again, and one without reflection."""
+    file = str(tmp_path / "runs.sqlite3")
     async with (
         ScriptedOpenAI(MODEL, expect_all_used=True) as upstream,
-        serving(upstream, str(tmp_path / "runs.sqlite3")) as shown,
         serving(upstream, "memory", reflection=False) as hidden,
+        AsyncExitStack() as stack,
     ):
+        shown = await stack.enter_async_context(serving(upstream, file))
         for commands, text in blocks():
+            if RESTARTED in text:
+                await upstream.wait_for_requests(len(MODEL) - 1)
+                await stack.aclose()
+                shown = await stack.enter_async_context(serving(upstream, file))
             here = commands.replace("localhost:50051", shown.target).replace("localhost:50052", hidden.target)
             output = await run(here)
             assert not missing(text, output), f"{commands}shows no line {missing(text, output)!r}, but\n{output}"
