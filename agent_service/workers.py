@@ -56,9 +56,8 @@ async def serve_workers(settings: Settings, flags: list[str], ready: Callable[[s
                 Worker(command, environment, settings.grace_seconds + STOP_SECONDS) for _ in range(settings.workers)
             ]
             try:
-                # One before the others: what cannot work is said once, and the file is made by one.
-                await workers[0].start()
-                await asyncio.gather(*(worker.start() for worker in workers[1:]))
+                if not await _started(workers, stop):
+                    return
                 address = settings.model_copy(update={"port": port}).address
                 ready(address)
                 log.info("workers.ready", address=address, pids=[worker.pid for worker in workers])
@@ -69,6 +68,25 @@ async def serve_workers(settings: Settings, flags: list[str], ready: Callable[[s
                 await asyncio.gather(*keeping, return_exceptions=True)
             finally:
                 await asyncio.gather(*(worker.stop() for worker in workers))
+
+
+async def _started(workers: list[Worker], stop: asyncio.Event) -> bool:
+    """Starts them all; False if `stop` is set before they listen. Raises WorkerError."""
+
+    async def start() -> None:
+        # One before the others: what cannot work is said once, and the file is made by one.
+        await workers[0].start()
+        await asyncio.gather(*(worker.start() for worker in workers[1:]))
+
+    starting, stopping = asyncio.create_task(start()), asyncio.create_task(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if starting.done():
+        starting.result()
+        return True
+    starting.cancel()
+    await asyncio.wait({starting})
+    return False
 
 
 def end_with_parent() -> None:

@@ -218,3 +218,30 @@ async def test_a_worker_that_does_not_end_is_killed() -> None:
     await asyncio.wait_for(worker.stop(), 10)
     with pytest.raises(ProcessLookupError):
         os.kill(worker.pid, 0)
+
+
+async def test_workers_that_are_still_starting_can_be_stopped(tmp_path: Path) -> None:
+    """They wait for a model endpoint that does not answer: nobody has to wait with them for the end of that."""
+    asked = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await reader.read()
+        writer.close()
+
+    endpoint = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = endpoint.sockets[0].getsockname()[1]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "agent_service", "serve", "--port", "0", *TWO),
+        cwd=tmp_path,
+        env=os.environ | {"OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1", "OPENAI_API_KEY": API_KEY},
+    )
+    try:
+        await asyncio.wait_for(asked.wait(), 30)
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), 10) == 0
+    finally:
+        endpoint.close()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
