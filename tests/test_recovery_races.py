@@ -127,3 +127,23 @@ async def test_work_is_cancelled_without_looking_at_all_other_work() -> None:
     assert [task.cancelled() for task in tasks] == [False] + 99 * [True]
     assert Key.compared < 100
     await supervisor.cancel_all()
+
+
+async def test_work_that_begins_while_the_process_stops_has_the_time_that_is_left(supervisor: Supervisor) -> None:
+    """As a run whose start was being stored: it is not broken off because everything else has ended."""
+    ended = []
+
+    async def work() -> None:
+        await asyncio.sleep(0)
+        ended.append("run")
+
+    async def store() -> None:
+        await asyncio.sleep(0)
+        supervisor.spawn("run", work())
+
+    supervisor.spawn(None, store())
+    await supervisor.settle(BOUND)
+    assert ended == ["run"]
+    supervisor.spawn("run", asyncio.Event().wait())
+    await asyncio.wait_for(supervisor.settle(0.01), BOUND)
+    await supervisor.cancel_all()

@@ -35,9 +35,14 @@ class Supervisor:
             task.cancel()
 
     async def settle(self, grace: float) -> None:
-        """Gives tasks `grace` seconds to end."""
-        if self._tasks:
-            await asyncio.wait(list(self._tasks), timeout=grace)
+        """Gives tasks `grace` seconds to end, and those that they start meanwhile."""
+        time = asyncio.get_running_loop().time
+        deadline = time() + grace
+        while self._tasks:
+            left = max(deadline - time(), 0)
+            await asyncio.wait(list(self._tasks), timeout=left)
+            if not left:
+                return
 
     async def cancel_all(self) -> None:
         """Ends what still works."""
