@@ -234,6 +234,8 @@ async def test_a_deleted_conversation_is_gone_with_its_messages_and_runs(store: 
         for run_id in ("run_1", "run_2"):
             assert (await refused(kept.store.get_run(TENANT, run_id))).reason is Reason.RUN_NOT_FOUND
         assert (await kept.run_ids(), await kept.call_ids()) == (["run_3"], [])
+        # A start that arrives once more, late, is not executed a second time.
+        assert (await refused(kept.store.start(TENANT, new_run("run_1")))).reason is Reason.RUN_ID_REUSED
         await kept.registry.create_conversation(TENANT, "conv_run_1", {})
         assert await kept.messages("conv_run_1") == ()
         started = await kept.start("run_5", "conv_run_1")
@@ -349,5 +351,6 @@ async def test_the_registry_shows_and_takes_nothing_of_another_tenant(store: str
         assert (await registry.get_conversation(TENANT, "conv_run_1")).labels == {}
         await registry.delete_conversation(OTHER, "conv_run_1")
         assert (len(await kept.messages("conv_run_1")), await kept.run_ids()) == (2, ["run_1"])
-        await kept.store.delete_run(TENANT, "run_1")
-        assert not (await kept.start("run_1", tenant=OTHER)).joined
+        await kept.completed("run_2")
+        await kept.store.delete_run(TENANT, "run_2")
+        assert not (await kept.start("run_2", tenant=OTHER)).joined

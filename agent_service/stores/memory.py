@@ -225,6 +225,10 @@ class MemoryStore:
         conversation = self.conversations[tenant, run.conversation_id]
         if conversation.last_run_id == run_id:
             conversation.last_run_id = ""
+        self.forget(tenant, run_id)
+
+    def forget(self, tenant: str, run_id: str) -> None:
+        """Deletes a run, whose id cannot be used again for a while."""
         del self.runs[tenant, run_id]
         self._tombstones[tenant, run_id] = self._clock() + TOMBSTONE_SECONDS * 10**9
 

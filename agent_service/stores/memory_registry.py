@@ -87,7 +87,7 @@ class MemoryRegistry:
             if run.status.active:
                 raise run_active("conversation_id", run.run_id, run.status)
         for run in runs:
-            del self._store.runs[tenant, run.run_id]
+            self._store.forget(tenant, run.run_id)
         del self._store.conversations[tenant, conversation_id]
 
     def _put(self, tenant: str, record: AgentRecord) -> AgentRecord:

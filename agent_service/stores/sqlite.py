@@ -15,7 +15,7 @@ from agent_service.domain.moves import abandon
 from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCall, run_active
 from agent_service.domain.run import Claim, Owner, Pinned, Run, RunStatus
 from agent_service.domain.start import ConversationState, NewRun, Started, StartPlan, plan_queued, plan_start
-from agent_service.engine.store import TOMBSTONE_SECONDS, Move, Publish, Standing, T
+from agent_service.engine.store import Move, Publish, Standing, T
 from agent_service.stores import sqlite_leases as leases
 from agent_service.stores import sqlite_lists as lists
 from agent_service.stores import sqlite_rows as rows
@@ -203,7 +203,7 @@ class SqliteStore:
                 raise run_active("run_id", run_id, run.status)
             told = self._settle(db, tenant, run_key, run) if run.status is RunStatus.INTERRUPTED else []
             rows.delete_run_rows(db, run_key)
-            rows.bury_run(db, tenant, run_id, self._clock() + TOMBSTONE_SECONDS * 10**9)
+            rows.bury_run(db, tenant, run_id, self._clock())
             return None, told
 
         await self._write(work)

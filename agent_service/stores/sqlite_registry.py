@@ -20,7 +20,7 @@ from agent_service.stores import codec
 from agent_service.stores.errors import agent_not_found, conversation_not_found
 from agent_service.stores.sqlite import SqliteStore
 from agent_service.stores.sqlite_lists import load_conversation_value, load_conversations
-from agent_service.stores.sqlite_rows import delete_run_rows, find_conversation
+from agent_service.stores.sqlite_rows import bury_run, delete_run_rows, find_conversation
 
 
 class SqliteRegistry:
@@ -112,7 +112,7 @@ class SqliteRegistry:
 
     async def delete_conversation(self, tenant: str, conversation_id: str) -> None:
         """See Registry."""
-        await self._write(lambda db: _delete_conversation(db, tenant, conversation_id))
+        await self._write(lambda db: _delete_conversation(db, tenant, conversation_id, self._clock()))
 
 
 def _find_agent(db: sqlite3.Connection, tenant: str, agent_id: str) -> AgentRecord | None:
@@ -136,7 +136,7 @@ def _put_agent(db: sqlite3.Connection, tenant: str, record: AgentRecord) -> Agen
     return record
 
 
-def _delete_conversation(db: sqlite3.Connection, tenant: str, conversation_id: str) -> None:
+def _delete_conversation(db: sqlite3.Connection, tenant: str, conversation_id: str, now: int) -> None:
     found = find_conversation(db, tenant, conversation_id)
     if found is None:
         raise conversation_not_found(conversation_id)
@@ -144,7 +144,8 @@ def _delete_conversation(db: sqlite3.Connection, tenant: str, conversation_id: s
     for _, run_id, status in runs:
         if RunStatus(status).active:
             raise run_active("conversation_id", run_id, RunStatus(status))
-    for run_key, _, _ in runs:
+    for run_key, run_id, _ in runs:
         delete_run_rows(db, run_key)
+        bury_run(db, tenant, run_id, now)
     db.execute("DELETE FROM messages WHERE conversation_key = ?", (found[0],))
     db.execute("DELETE FROM conversations WHERE conversation_key = ?", (found[0],))

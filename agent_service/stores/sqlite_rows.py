@@ -14,6 +14,7 @@ from agent_service.domain.message import Message
 from agent_service.domain.run import Pinned, Run
 from agent_service.domain.start import ConversationState
 from agent_service.domain.tool import Call
+from agent_service.engine.store import TOMBSTONE_SECONDS
 from agent_service.stores import codec
 from agent_service.stores.errors import PAGE_BYTES, conversation_not_found, run_not_found
 
@@ -214,8 +215,9 @@ def trim_events(db: sqlite3.Connection, before: int, limit: int) -> int:
     return len(keys)
 
 
-def bury_run(db: sqlite3.Connection, tenant: str, run_id: str, expire_time: int) -> None:
-    """Keeps the id of a deleted run from being used again until then."""
+def bury_run(db: sqlite3.Connection, tenant: str, run_id: str, now: int) -> None:
+    """Keeps the id of a run that is deleted now from being used again for a while."""
+    expire_time = now + TOMBSTONE_SECONDS * 10**9
     db.execute("INSERT OR REPLACE INTO tombstones VALUES (?, ?, ?)", (tenant, run_id, expire_time))
 
 
