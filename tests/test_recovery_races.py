@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import threading
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -147,3 +149,54 @@ async def test_work_that_begins_while_the_process_stops_has_the_time_that_is_lef
     supervisor.spawn("run", asyncio.Event().wait())
     await asyncio.wait_for(supervisor.settle(0.01), BOUND)
     await supervisor.cancel_all()
+
+
+HANGING = """
+import asyncio, threading
+from agent_service.engine.tools import ToolContext
+from agent_service.tools import load_tools, server_tool
+
+@server_tool(timeout=0.05)
+def hang() -> str:
+    threading.Event().wait()
+
+@server_tool()
+def answer() -> str:
+    return "here"
+
+async def main() -> None:
+    tools = load_tools(["__main__:hang", "__main__:answer"], max_result_bytes=1000)
+    context = ToolContext("t", "run-1", "conv-1", "call-1", 1)
+    hung = await asyncio.gather(*(tools.call("hang", "{}", context) for _ in range(100)))
+    assert all(output.failed for output in hung)
+    assert (await tools.call("answer", "{}", context)).text == "here"
+
+asyncio.run(main())
+"""
+
+
+async def test_a_tool_that_hangs_in_its_thread_holds_up_nothing() -> None:
+    """Neither other calls, however many hang already, nor the end of the process, whose runs others wait for."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", HANGING), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        errors = (await asyncio.wait_for(process.communicate(), 20))[1]
+        assert (process.returncode, errors) == (0, b"")
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_a_store_closes_while_all_threads_of_the_loop_are_at_work(tmp_path: Path) -> None:
+    """What a library does in the loop's pool may never end."""
+    over = threading.Event()
+    async with opened(str(tmp_path / "runs.sqlite3")) as kept:
+        busy = [asyncio.ensure_future(asyncio.to_thread(over.wait)) for _ in range(32)]
+        await asyncio.sleep(0)
+        try:
+            await asyncio.wait_for(kept.store.close(), BOUND)
+        finally:
+            over.set()
+            await asyncio.gather(*busy)

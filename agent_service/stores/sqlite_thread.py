@@ -136,6 +136,7 @@ class SqliteThread:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._closed = False
+        self._ended = asyncio.Event()
         self._thread.start()
 
     async def run(self, work: Work[T], done: Callable[[T], None] | None = None) -> T:
@@ -157,16 +158,20 @@ class SqliteThread:
         """Finishes what is queued, then closes the connection."""
         self._closed = True
         self._jobs.put(None)
-        await asyncio.to_thread(self._thread.join)
+        # Not by a thread of the loop's pool: all of them may be at work for others, for ever.
+        await self._ended.wait()
 
     def _serve(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            batch, more = self._gather(job)
-            self._execute(batch)
-            self._loop.call_soon_threadsafe(_complete, batch)
-            if not more:
-                break
-        self._connection.close()
+        try:
+            while (job := self._jobs.get()) is not None:
+                batch, more = self._gather(job)
+                self._execute(batch)
+                self._loop.call_soon_threadsafe(_complete, batch)
+                if not more:
+                    break
+            self._connection.close()
+        finally:
+            self._loop.call_soon_threadsafe(self._ended.set)
 
     def _gather(self, first: _Job) -> tuple[list[_Job], bool]:
         """What waits already, up to the bound; False if the end of the queue was among it."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import importlib
 import inspect
 import re
 import textwrap
+import threading
 import typing
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
@@ -177,9 +180,32 @@ def _problems(error: ValidationError) -> str:
 async def _invoke(function: Callable[..., Any], values: dict[str, Any]) -> Any:
     if inspect.iscoroutinefunction(function):
         return await function(**values)
-    result = await asyncio.to_thread(_run, function, values)
+    result = await _in_thread(function, values)
     # A decorator may hide that the function is a coroutine function.
     return await result if inspect.isawaitable(result) else result
+
+
+async def _in_thread(function: Callable[..., Any], values: dict[str, Any]) -> Any:
+    """Like asyncio.to_thread, but each call has a thread of its own, which ends with the process: one that hangs holds
+    up neither other calls nor the end of the server."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+    variables = contextvars.copy_context()
+
+    def tell(set_outcome: Callable[[Any], None], outcome: Any) -> None:
+        if not future.done():
+            set_outcome(outcome)
+
+    def work() -> None:
+        try:
+            told = (future.set_result, variables.run(_run, function, values))
+        except BaseException as error:  # Also SystemExit: who called decides.
+            told = (future.set_exception, error)
+        with suppress(RuntimeError):  # The loop is closed: nobody waits any more.
+            loop.call_soon_threadsafe(tell, *told)
+
+    threading.Thread(target=work, name="tool", daemon=True).start()
+    return await future
 
 
 def _run(function: Callable[..., Any], values: dict[str, Any]) -> Any:
