@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import sys
 import threading
 from contextlib import AsyncExitStack
@@ -16,10 +17,12 @@ from agentrpc.v1 import agent_service_pb2_grpc, runs_pb2, tools_pb2
 from google.protobuf.duration_pb2 import Duration
 
 from agent_service import wiring
+from agent_service.domain.errors import AgentServiceError, Reason
 from agent_service.domain.moves import cancel
 from agent_service.domain.recovery import hand_over
 from agent_service.engine.loop import moved
 from agent_service.engine.supervisor import Supervisor
+from agent_service.stores.sqlite_thread import SqliteThread
 from tests.scripted_openai import ScriptedOpenAI, calls, says, silent
 from tests.service import SECRET, scripted, serving, step
 from tests.store_contract import TENANT, new_run, opened
@@ -200,3 +203,39 @@ async def test_a_store_closes_while_all_threads_of_the_loop_are_at_work(tmp_path
         finally:
             over.set()
             await asyncio.gather(*busy)
+
+
+class Failing(sqlite3.Connection):
+    """A connection on a disk that fails for a while."""
+
+    bad_rollbacks = 0
+
+    def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+        """Fails instead of rolling back, so many times."""
+        if statement == "ROLLBACK" and self.bad_rollbacks:
+            self.bad_rollbacks -= 1
+            raise sqlite3.OperationalError("disk I/O error")
+        return super().execute(statement, *parameters)
+
+
+async def test_a_rollback_that_fails_leaves_nobody_waiting_and_nothing_half_written() -> None:
+    """Who asks is told that the store is unavailable, and the store works again once the disk does."""
+    db = sqlite3.connect(":memory:", factory=Failing, isolation_level=None, check_same_thread=False)
+    db.execute("CREATE TABLE written (value)")
+    db.bad_rollbacks = 2
+    thread = SqliteThread(db, "sqlite-writer", begin="BEGIN IMMEDIATE")
+
+    def half(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO written VALUES (1)")
+        raise sqlite3.OperationalError("disk I/O error")
+
+    def count(connection: sqlite3.Connection) -> int:
+        return int(connection.execute("SELECT count(*) FROM written").fetchone()[0])
+
+    for asking in (thread.run(half), thread.run_outside(count)):
+        with pytest.raises(AgentServiceError) as refused:
+            await asyncio.wait_for(asking, BOUND)
+        assert refused.value.reason is Reason.STORE_UNAVAILABLE
+    assert db.bad_rollbacks == 0
+    assert await asyncio.wait_for(thread.run_outside(count), BOUND) == 0
+    await thread.close()

@@ -11,6 +11,7 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -193,6 +194,8 @@ class SqliteThread:
         """
         begun = committing = False
         try:
+            if self._connection.in_transaction:  # The last one could not be rolled back.
+                self._connection.execute("ROLLBACK")
             if not all(job.outside for job in batch):
                 self._connection.execute(self._begin)
             begun = True
@@ -226,8 +229,9 @@ class SqliteThread:
         execute("RELEASE job")
 
     def _roll_back(self) -> None:
-        if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
+        with suppress(sqlite3.Error):  # Tried again before the next one; this thread must live for those who wait.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
 
 
 def _complete(batch: list[_Job]) -> None:
