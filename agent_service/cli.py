@@ -73,9 +73,11 @@ def _add_console(commands: Any) -> None:
         return cast(argparse.ArgumentParser, parser)
 
     listing = add("list", "the newest runs", method="list_runs")
-    listing.add_argument("--status", default="", type=str.lower, choices=["", *RUN_STATUSES], metavar="STATUS")
-    listing.add_argument("--agent", default="")
-    listing.add_argument("--conversation", default="")
+    listing.add_argument(
+        "--status", default="", type=str.lower, choices=["", *RUN_STATUSES], metavar="STATUS", help="only with this one"
+    )
+    listing.add_argument("--agent", default="", help="only of this agent")
+    listing.add_argument("--conversation", default="", help="only of this conversation")
     listing.add_argument("--limit", type=int, default=20, help="at most so many (20)")
     add("show", "one run and what it waits for", "run_id")
     watch = add("watch", "the events of a run until its end; exit code 3 if it does not complete", "run_id")
@@ -85,7 +87,7 @@ def _add_console(commands: Any) -> None:
     for name, about in (("approve", "let a server tool run"), ("deny", "refuse a call")):
         decide = add(name, about, "run_id", "call_id", method="decide")
         decide.set_defaults(approve=name == "approve")
-        decide.add_argument("--reason", default="")
+        decide.add_argument("--reason", default="", help="a note, or what the model reads of a denial")
     add("cancel", "end a run for good", "run_id")
     add("retry", "go on with an interrupted run", "run_id")
     inbox = commands.add_parser("inbox", parents=[common], help="the calls that wait for somebody")

@@ -91,6 +91,7 @@ async def _started(workers: list[Worker], stop: asyncio.Event) -> bool:
 
 def end_with_parent() -> None:
     """For a worker: its standard input closes when the parent is gone, and then it ends at once, as if killed."""
+    os.environ.pop("AGENT_SERVICE_WORKER", None)  # a server that one of its tools starts is no worker
 
     def wait() -> None:
         try:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent_service.domain.draft import NewId, Snapshot
-from agent_service.domain.errors import Reason
+from agent_service.domain.draft import Snapshot
 from agent_service.domain.message import Message, UserContent
 from agent_service.domain.moves import PlannedCall, StepRecord, cancel, fail, record_answer
 from agent_service.domain.registry import CallFilter, Page, RunFilter
@@ -18,10 +16,8 @@ from agent_service.domain.run import (
     AgentDefinition,
     AgentKind,
     Claim,
-    Owner,
     Pinned,
     Run,
-    RunError,
     RunStatus,
     StopReason,
     Usage,
@@ -36,31 +32,10 @@ from agent_service.stores.memory import MemoryStore
 from agent_service.stores.memory_registry import MemoryRegistry
 from agent_service.stores.sqlite import SqliteStore
 from agent_service.stores.sqlite_registry import SqliteRegistry
+from tests.store_contract import FIRST, GONE, SECOND, TENANT, Clock, counter
 
-TENANT = "acme"
-OTHER = "globex"
 ALL = 1000
-LEASE = 10_000
-"""Nanoseconds of a lease."""
-FIRST, SECOND = Owner("process_1", LEASE), Owner("process_2", LEASE)
-GONE = RunError(Reason.LLM_UNAVAILABLE, "the endpoint is down", retryable=True)
 PINNED = Pinned("default", AgentKind.LLM, "model-1", "openai", "Be helpful.")
-
-
-class Clock:
-    """A clock that stands until a test moves it."""
-
-    def __init__(self) -> None:
-        self.now = 1_000
-
-    def __call__(self) -> int:
-        return self.now
-
-
-def counter() -> NewId:
-    """Ids that count: msg_1, msg_2, ..."""
-    numbers = itertools.count(1)
-    return lambda prefix: f"{prefix}_{next(numbers)}"
 
 
 @dataclass

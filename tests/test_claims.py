@@ -290,23 +290,6 @@ async def test_a_watcher_sees_only_what_it_asked_for(store: str) -> None:
             assert (await stream.read()).added.run_id == run.run_id
 
 
-async def test_a_watcher_sees_what_another_process_does(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two services on one file: calls that the one makes and settles, the other tells."""
-    monkeypatch.setattr(inbox, "LOOK_SECONDS", 0.02)
-    path = str(tmp_path / "runs.sqlite3")
-    async with (
-        ScriptedOpenAI([CALL, says("It is A-1.")]) as upstream,
-        serving(upstream, path) as here,
-        serving(upstream, path) as there,
-        watched(here) as stream,
-    ):
-        assert (await stream.read()).HasField("synced")
-        run = (await there.ask("Code?", SECRET)).run
-        assert (await stream.read()).added.run_id == run.run_id
-        await there.answer(run.run_id, returned(run.pending_tool_calls[0], "A-1"))
-        assert (await stream.read()).HasField("removed")
-
-
 async def test_a_watcher_with_a_bad_filter_is_refused_before_anything_is_shown() -> None:
     """INVALID_ARGUMENT with the path."""
     bad: Any = inbox_pb.PendingToolCallFilter(kind=tools_pb2.PENDING_KIND_APPROVAL, conversation_id="no id")

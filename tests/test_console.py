@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from agentrpc.v1 import runs_pb2
+from agentrpc.v1 import runs_pb2, tools_pb2
 
 from agent_service.cli import main
 from agent_service.tools import server_tool
@@ -114,6 +114,18 @@ async def test_calls_are_answered_one_by_one(
         assert sorted(answers) == ["A-1", "A-2"]
         (left,) = (await client.waiting()).calls
         assert (left.run_id, left.worker_id.partition("-")[0]) == ("run-2", "terminal")
+
+
+async def test_a_tool_that_failed_is_answered_as_such(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The model reads an error."""
+    async with scripted([CALL, says("Sorry.")], store) as (client, _):
+        run = (await client.ask("Code?", SECRET, run_id="run-1")).run
+        await Shell(client, capsys)(
+            "runs", "submit", "run-1", run.pending_tool_calls[0].tool_call_id, "No such person.", "--error"
+        )
+        await client.watch("run-1")
+        (told,) = [m.tool_return for m in await client.messages(run.conversation_id) if m.HasField("tool_return")]
+        assert (told.outcome, told.text) == (tools_pb2.TOOL_CALL_OUTCOME_FAILED, "No such person.")
 
 
 @pytest.mark.parametrize(("word", "told"), [("approve", "paid back 7"), ("deny", "Denied: no")])

@@ -45,7 +45,7 @@ class Conversations:
 
     def open(self, max_bytes: int = 1 << 20, *, told: bool = True) -> Contexts:
         """A cache in front of these; without `told` it does not hear of new ones, as of those of another process."""
-        contexts = Contexts(self, max_bytes)  # type: ignore[arg-type]
+        contexts = Contexts(self, max_bytes)  # type: ignore[arg-type]  # all of the store that is needed here
         if told:
             self.contexts.append(contexts)
         return contexts

@@ -40,7 +40,7 @@ def script(rpc: str, reply: Reply) -> list[Reply]:
     return [reply] if rpc in ("Step", "Stream") else [CALL, reply]
 
 
-async def begin(client: Client, rpc: str, timeout: float | None = None, **fields: Any) -> Any:  # noqa: ASYNC109
+async def begin(client: Client, rpc: str, timeout: float | None = None, **fields: Any) -> Any:  # noqa: ASYNC109 - the deadline of the call, in seconds
     """A call of this RPC for run-1, paused before for a submit. It is not waited for."""
     if rpc in ("Step", "Stream"):
         start = step("Hi", SECRET, run_id="run-1", **fields)
@@ -163,7 +163,7 @@ async def test_leaving_after_the_stop_does_not_cancel_a_paused_run(store: str, m
     async with scripted([CALL], store) as (client, _):
         request = pb.StreamRequest(step=step("Hi", SECRET, run_id="run-1", on_disconnect=CANCELS))
         # The server's side of the call, so that it is in the middle of sending the stop for certain.
-        stream = servicers[0].Stream(request, _NoContext())  # type: ignore[arg-type]
+        stream = servicers[0].Stream(request, _NoContext())  # type: ignore[arg-type]  # it is used for nothing here
         async for response in stream:
             if response.event.HasField("run_stopped"):
                 break

@@ -112,7 +112,7 @@ class Reader:
 
     async def _read(self) -> None:
         with self._writer.hub.subscribe(TENANT, RUN, deltas=self._deltas) as subscription:
-            events: AsyncGenerator[Event] = follow(self._writer, subscription, self._what)  # type: ignore[arg-type]
+            events: AsyncGenerator[Event] = follow(self._writer, subscription, self._what)  # type: ignore[arg-type]  # all of the store that is needed here
             async with aclosing(events):
                 async for event in events:
                     self.seen.append(event)
@@ -398,7 +398,7 @@ def test_what_waits_together_is_joined_without_changing_it(parts: list[tuple[str
     joined = merged([Event(RUN, 1, "", 0, body) for body in bodies])
     keys = ["".join(key) for key in _runs_of([key for key, _ in parts])]
     assert len(joined) == len(keys)
-    assert "".join(event.body.text for event in joined) == "".join(text for _, text in parts)  # type: ignore[union-attr]
+    assert "".join(event.body.text for event in joined) == "".join(text for _, text in parts)  # type: ignore[union-attr]  # only deltas are joined
     first: dict[int, int] = {}
     for event in joined:
         body = event.body
@@ -479,5 +479,5 @@ async def test_a_reader_that_falls_behind_before_it_reads_goes_to_the_log() -> N
             hub.hear(TENANT, RUN, 1)
         writer.commit(ENDED)
         what = Follow(TENANT, RUN, 1, next_stop=True, fresh=True, max_wait=0.0)
-        seen = [event async for event in follow(writer, subscription, what)]  # type: ignore[arg-type]
+        seen = [event async for event in follow(writer, subscription, what)]  # type: ignore[arg-type]  # all of the store that is needed here
     assert seen == writer.log[1:]

@@ -268,7 +268,7 @@ async def test_without_any_model_the_ways_out_are_named(tmp_path: Path) -> None:
 
 def test_the_log_of_a_process_is_checked(tmp_path: Path) -> None:
     """A log that held the key, or a line that is not JSON, would fail each of these tests."""
-    server = ServerProcess(None, "", tmp_path / "log")  # type: ignore[arg-type]
+    server = ServerProcess(None, "", tmp_path / "log")  # type: ignore[arg-type]  # only its log is read
     for text in (f'{{"event": "{API_KEY}"}}\n', "not JSON\n"):
         server.log_path.write_text(text)
         with pytest.raises((AssertionError, ValueError)):

@@ -175,7 +175,7 @@ def test_two_tools_of_one_name_are_refused(write_module: WriteModule) -> None:
 def test_a_parameter_without_a_type_is_refused() -> None:
     """The model must be told the type of each argument."""
 
-    def tool(a: int, b=1): ...  # type: ignore[no-untyped-def]
+    def tool(a: int, b=1): ...  # type: ignore[no-untyped-def]  # the missing type is what is tested
 
     assert "parameter 'b' of 'tool' has no type; annotate it" in function_problem(tool)
 

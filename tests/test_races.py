@@ -133,8 +133,8 @@ async def test_a_run_that_is_cancelled_before_its_work_begins_asks_no_model(supe
     assert (model.asked, runs.leases.held) == (0, ())
 
 
-async def test_a_start_that_is_stored_while_the_process_stops_is_left_to_others_at_once(supervisor: Supervisor) -> None:
-    """Nobody has to wait for the end of its lease, and it is not counted as lost."""
+async def stopped_while_a_start_is_stored(supervisor: Supervisor) -> tuple[SlowStore, Runs]:
+    """A process that was told to stop after a start was stored and before it heard of that."""
     store, runs = made(SlowStore, Unanswering(), supervisor)
     starting = asyncio.ensure_future(anext(runs.start(TENANT, new_run())))
     await store.stored.wait()
@@ -144,6 +144,12 @@ async def test_a_start_that_is_stored_while_the_process_stops_is_left_to_others_
     store.go_on.set()
     await asyncio.wait_for(stopping, BOUND)
     starting.cancel()
+    return store, runs
+
+
+async def test_a_start_that_is_stored_while_the_process_stops_is_left_to_others_at_once(supervisor: Supervisor) -> None:
+    """Nobody has to wait for the end of its lease, and it is not counted as lost."""
+    store, _ = await stopped_while_a_start_is_stored(supervisor)
     assert await store.lost_runs(9) == ((TENANT, "run_1"),)
     assert (await store.get_run(TENANT, "run_1")).run.lease_expire_time == 0
 
@@ -223,7 +229,7 @@ async def test_a_look_for_lost_runs_takes_none_while_the_process_stops(superviso
         await go_on.wait()
         return await read(limit)
 
-    store.lost_runs = slow  # type: ignore[method-assign]
+    store.lost_runs = slow  # type: ignore[method-assign]  # slower, else the same
     looking = asyncio.ensure_future(runs.take_over())
     await reading.wait()
     await runs.shut_down(0.0)

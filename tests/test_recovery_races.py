@@ -25,8 +25,8 @@ from agent_service.engine.supervisor import Supervisor
 from agent_service.stores.sqlite_thread import SqliteThread
 from tests.scripted_openai import ScriptedOpenAI, calls, says, silent
 from tests.service import SECRET, scripted, serving, step
-from tests.store_contract import TENANT, new_run, opened
-from tests.test_races import BOUND, SlowStore, Unanswering, made
+from tests.store_contract import TENANT, opened
+from tests.test_races import BOUND, stopped_while_a_start_is_stored
 from tests.test_stalled_reader import NARROW
 
 pytestmark = pytest.mark.anyio
@@ -69,16 +69,8 @@ async def test_a_model_request_is_counted_once_by_whatever_breaks_it_off(store: 
 
 async def test_a_run_that_was_left_to_others_gets_no_heartbeat(supervisor: Supervisor) -> None:
     """Heartbeats go on while the server stops; one would keep others away from a run that nobody works on."""
-    store, runs = made(SlowStore, Unanswering(), supervisor)
-    starting = asyncio.ensure_future(anext(runs.start(TENANT, new_run())))
-    await store.stored.wait()
-    stopping = asyncio.ensure_future(runs.shut_down(0.0))
-    for _ in range(20):
-        await asyncio.sleep(0)
-    store.go_on.set()
-    await asyncio.wait_for(stopping, BOUND)
+    store, runs = await stopped_while_a_start_is_stored(supervisor)
     await runs.leases.renew()
-    starting.cancel()
     assert await store.lost_runs(9) == ((TENANT, "run_1"),)
 
 

@@ -17,7 +17,8 @@ from agent_service.domain.run import AgentDefinition, Claim, RunStatus
 from agent_service.domain.tool import Outcome
 from agent_service.engine.loop import moved
 from agent_service.engine.store import TOMBSTONE_SECONDS
-from tests.registry_contract import ALL, OTHER, TENANT, agent, client, new_run, opened, server
+from tests.registry_contract import ALL, agent, client, new_run, opened, server
+from tests.store_contract import OTHER, TENANT
 
 pytestmark = pytest.mark.anyio
 

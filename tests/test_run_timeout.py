@@ -18,10 +18,11 @@ from agent_service.domain.run import Run, RunStatus, StopReason
 from agent_service.domain.tool import Call, Outcome
 from agent_service.engine.loop import moved
 from agent_service.engine.store import Move
-from tests.registry_contract import FIRST, GONE, client, counter, new_run, step
+from tests.registry_contract import client, new_run, step
 from tests.scripted_openai import Gate, Happening, calls, says, silent
 from tests.service import SECRET, kinds, refusal, returned, scripted
 from tests.service import step as start
+from tests.store_contract import FIRST, GONE, counter
 
 pytestmark = pytest.mark.anyio
 

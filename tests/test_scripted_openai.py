@@ -59,7 +59,7 @@ def returned(call_id: str, content: Any = "ok") -> dict[str, Any]:
 
 
 def tool(**fields: Any) -> dict[str, Any]:
-    return {"type": "function", "function": {**LOOK_UP["function"], **fields}}  # type: ignore[dict-item]
+    return {"type": "function", "function": {**LOOK_UP["function"], **fields}}  # type: ignore[dict-item]  # the JSON of a request
 
 
 def body(*messages: Any, **fields: Any) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import pytest
 from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCall
 from agent_service.domain.run import RunStatus
 from agent_service.domain.tool import PendingCall, PendingKind
-from tests.registry_contract import ALL, OTHER, TENANT, Kept, approval, client, opened, server
+from tests.registry_contract import ALL, Kept, approval, client, opened, server
+from tests.store_contract import OTHER, TENANT
 
 pytestmark = pytest.mark.anyio
 

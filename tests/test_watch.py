@@ -150,9 +150,9 @@ async def test_what_is_left_between_two_deltas_is_made_whole(store: str) -> None
         left: list[Watcher] = []
         for count in range(len(PIECES) + 1):
             sofar = "".join(PIECES[:count])
-            await undisturbed.until(lambda w, sofar=sofar: w.text == sofar and w.events != [])  # type: ignore[misc]
+            await undisturbed.until(lambda w, sofar=sofar: w.text == sofar and w.events != [])  # type: ignore[misc]  # mypy infers no lambda with defaults
             leaving = watching(client, run_id)
-            await leaving.until(lambda w, sofar=sofar: "live" in event_kinds(w.events) and w.text == sofar)  # type: ignore[misc]
+            await leaving.until(lambda w, sofar=sofar: "live" in event_kinds(w.events) and w.text == sofar)  # type: ignore[misc]  # mypy infers no lambda with defaults
             leaving.call.cancel()
             left.append(leaving)
             gate.release()
@@ -177,7 +177,7 @@ async def test_watchers_that_come_back_while_the_model_writes_see_it_all(store: 
             watcher = watching(client, run_id, events[-1].sequence if events else 0)
             watcher.parts = parts
             gate.release()
-            await watcher.until(lambda w, count=count: w.text == "".join(PIECES[:count]))  # type: ignore[misc]
+            await watcher.until(lambda w, count=count: w.text == "".join(PIECES[:count]))  # type: ignore[misc]  # mypy infers no lambda with defaults
             watcher.call.cancel()
             events += watcher.events
         last = watching(client, run_id, events[-1].sequence)

@@ -19,5 +19,5 @@ class _Unflushed(sqlite3.Connection):
 
 if __name__ == "__main__":
     connect = sqlite3.connect
-    sqlite3.connect = lambda *args, **kwargs: connect(*args, factory=_Unflushed, **kwargs)  # type: ignore[assignment]
+    sqlite3.connect = lambda *args, **kwargs: connect(*args, factory=_Unflushed, **kwargs)  # type: ignore[assignment]  # the same function, of another class
     sys.exit(main())

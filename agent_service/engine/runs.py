@@ -118,7 +118,6 @@ class Runs:
 
     async def retry(self, tenant: str, run_id: str, request_id: str) -> Snapshot:
         """Goes on with an interrupted run; the run as it is then. Raises RUN_NOT_INTERRUPTED, REQUEST_ID_REUSED."""
-        self._admit()
         pinned = await self.parts.store.get_pinned(tenant, run_id)
 
         def move(draft: Draft) -> tuple[bool, Snapshot]:
@@ -251,7 +250,7 @@ class Runs:
         except AgentServiceError as error:
             log.warning("run.not_begun", run_id=run_id, error=error.message)
             return
-        except Exception:  # As above.
+        except Exception:  # One run that cannot begin must not hold up the others.
             log.exception("run.not_begun", run_id=run_id)
             return
         if started is not None:

@@ -10,7 +10,7 @@ from agent_service.stores.sqlite_thread import SchemaError
 try:
     import fcntl
 except ImportError:  # Windows: nobody knows to be alone, so the leases of lost runs are waited for
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # a module, or None where there is none
 
 
 class Presence:
