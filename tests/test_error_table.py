@@ -224,7 +224,7 @@ async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
     waits: Any = {"conversation_id": "conv_2c", "on_busy": agent_service_pb2.ON_BUSY_ENQUEUE}
     for number in range(16):
         await client.ask("And?", run_id=f"run_{number}", background=True, **waits)
-    return lambda: client.ask("And?", run_id="run_more", **waits), {"conversation_id": "conv_2c"}
+    return lambda: client.ask("And?", run_id="run_more", background=True, **waits), {"conversation_id": "conv_2c"}
 
 
 async def claims(client: Client) -> inbox_service_pb2.ClaimedToolCall:

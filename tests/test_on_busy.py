@@ -70,8 +70,10 @@ async def test_a_new_message_takes_the_place_of_a_paused_run(store: str, mode: s
 
 
 async def test_a_new_message_takes_the_place_of_a_running_run(store: str) -> None:
-    """Its model request is dropped, its watchers see its end, and what it had said is not part of the conversation."""
-    async with scripted([silent("Let me", after=1), says("Hello.")], store) as (client, upstream):
+    """Its model request is dropped at once, not at the next heartbeat; its watchers see its end, and what it had said
+    is not part of the conversation."""
+    script = [silent("Let me", after=1), says("Hello.")]
+    async with scripted(script, store, lease_seconds=3600) as (client, upstream):
         old = (await client.ask("Tell me all.", background=True)).run
         await upstream.wait_for_requests(1)
         watching = asyncio.create_task(client.watch(old.run_id))

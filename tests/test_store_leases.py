@@ -168,14 +168,13 @@ async def test_progress_forgets_earlier_losses(progress: str, store: str) -> Non
     async with opened(store) as kept:
         await kept.start()
         if progress != "answer":
-            await kept.answer(server("look"), client("ask"))
+            await kept.answer(server("look"), server("more"), client("ask"))
         assert [await kept.recover(), await kept.recover()] == [True, True]
         if progress == "answer":
             await kept.answer(server("look"))
         elif progress == "tool":
             await kept.store.owner_move(await kept.claim(), moved(start_calls, ("look",)))
             await kept.store.owner_move(await kept.claim(), moved(finish_calls, (CallResult("look", "found"),)))
-            await kept.submit(returns("ask"))
         else:
             await kept.submit(returns("ask"))
         assert [await kept.recover(), await kept.recover(), await kept.recover()] == [True, True, False]
