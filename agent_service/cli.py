@@ -143,7 +143,7 @@ def _serve(flags: dict[str, object]) -> int:
         ready = workers.tell_parent
 
     from agent_service import wiring
-    from agent_service.stores.sqlite_thread import SchemaError
+    from agent_service.stores.errors import SchemaError
     from agent_service.tools import ToolLoadError
     from agent_service.transport.server import BindError
 

@@ -28,8 +28,8 @@ def test_the_wheel_holds_code_stubs_types_and_the_schema(wheel: Path) -> None:
     assert {
         "agent_service/cli.py",
         "agent_service/py.typed",
-        "agent_service/stores/schema/0001.sql",
-        "agent_service/stores/schema/0002.sql",
+        "agent_service/stores/sqlite_schema/0001.sql",
+        "agent_service/stores/sqlite_schema/0002.sql",
         "agentrpc/py.typed",
         "agentrpc/v1/agentrpc.binpb",
         "agentrpc/v1/agent_service_pb2.py",

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agent_service.stores.sqlite_thread import SCHEMA_VERSION, SchemaError, open_database
+from agent_service.stores.errors import SchemaError
+from agent_service.stores.sqlite_thread import SCHEMA_VERSION, open_database
 from tests.scripted_openai import ScriptedOpenAI, says
 from tests.service import returned, serving
 from tests.store_contract import Kept, client, opened, returns

@@ -22,8 +22,9 @@ from agent_service.domain.event import ToolReturnsAccepted
 from agent_service.domain.moves import cancel, record_answer
 from agent_service.domain.run import Claim, RunStatus
 from agent_service.engine.loop import moved
+from agent_service.stores.errors import SchemaError
 from agent_service.stores.sqlite import SqliteStore
-from agent_service.stores.sqlite_thread import SchemaError, SqliteThread, open_database, open_reader
+from agent_service.stores.sqlite_thread import SqliteThread, open_database, open_reader
 from tests.store_contract import (
     TENANT,
     Clock,

@@ -8,6 +8,10 @@ PAGE_BYTES = 1024 * 1024
 """About how many bytes of text a page of events or messages holds at most; one larger row is a page by itself."""
 
 
+class SchemaError(Exception):
+    """The store cannot be used by this program; the text says why and what to do."""
+
+
 def run_not_found(run_id: str) -> AgentServiceError:
     """No run of this tenant has the id."""
     return AgentServiceError(Reason.RUN_NOT_FOUND, f"run_id: no run '{run_id}'")

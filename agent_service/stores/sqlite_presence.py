@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from agent_service.stores.sqlite_thread import SchemaError
+from agent_service.stores.errors import SchemaError
 
 try:
     import fcntl

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
-from dataclasses import replace
-from typing import NamedTuple
 
-from agent_service.domain import expiry
 from agent_service.domain.draft import Change, Receipt, RunState
-from agent_service.domain.event import DurableBody, Event, MessageStored
+from agent_service.domain.event import Event
 from agent_service.domain.message import Message
 from agent_service.domain.run import Pinned, Run
 from agent_service.domain.start import ConversationState
@@ -17,22 +13,18 @@ from agent_service.domain.tool import Call
 from agent_service.engine.store import TOMBSTONE_SECONDS
 from agent_service.stores import codec
 from agent_service.stores.errors import PAGE_BYTES, conversation_not_found, run_not_found
-
-_MESSAGE_COLUMNS = (
-    "m.message_id, c.conversation_id, m.run_id, m.step_id, m.position, m.create_time, m.kind, m.codec, m.body"
+from agent_service.stores.records import (
+    EVENT_COLUMNS,
+    MESSAGE_COLUMNS,
+    call_columns,
+    event_columns,
+    event_of,
+    message_columns,
+    message_of,
+    pin_columns,
+    run_columns,
+    run_of,
 )
-
-
-class _MessageRow(NamedTuple):
-    message_id: str
-    conversation_id: str
-    run_id: str
-    step_id: str
-    position: int
-    create_time: int
-    kind: str
-    codec: int
-    body: str
 
 
 def find_run(db: sqlite3.Connection, tenant: str, run_id: str) -> tuple[int, Run] | None:
@@ -40,7 +32,7 @@ def find_run(db: sqlite3.Connection, tenant: str, run_id: str) -> tuple[int, Run
     row = db.execute(
         "SELECT run_key, lease_expire_time, codec, body FROM runs WHERE tenant = ? AND run_id = ?", (tenant, run_id)
     ).fetchone()
-    return (row[0], _run(*row[1:])) if row else None
+    return (row[0], run_of(*row[1:])) if row else None
 
 
 def load_run(db: sqlite3.Connection, tenant: str, run_id: str) -> tuple[int, Run]:
@@ -107,7 +99,7 @@ def load_conversation(
         (conversation_key,),
     )
     queue = tuple(run_id for (run_id,) in queued)
-    current = load_state(db, row[0], _run(*row[1:]), now) if row else None
+    current = load_state(db, row[0], run_of(*row[1:]), now) if row else None
     return ConversationState(position, current, queue, create_time)
 
 
@@ -126,21 +118,20 @@ def insert_run(db: sqlite3.Connection, tenant: str, run: Run, conversation_key: 
         "INSERT INTO runs (tenant, run_id, conversation_key, pin_key, agent_id, create_time, "
         "status, epoch, owner, lease_expire_time, pause_expire_time, last_sequence, codec, body) "
         "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-        (tenant, run.run_id, conversation_key, pin_key, run.agent_id, run.create_time, *_run_columns(run)),
+        (tenant, run.run_id, conversation_key, pin_key, run.agent_id, run.create_time, *run_columns(run)),
     )
     return _key(cursor)
 
 
 def ensure_pin(db: sqlite3.Connection, tenant: str, pinned: Pinned) -> int:
     """The key of what a run is pinned to; equal ones are stored once."""
-    body = codec.encode(pinned)
-    digest = hashlib.sha256(body.encode()).hexdigest()
+    digest, version, body = pin_columns(pinned)
     row = db.execute("SELECT pin_key FROM pins WHERE tenant = ? AND sha256 = ?", (tenant, digest)).fetchone()
     if row:
         return int(row[0])
     cursor = db.execute(
         "INSERT INTO pins (tenant, sha256, codec, body) VALUES (?, ?, ?, ?)",
-        (tenant, digest, codec.CODEC_VERSION, body),
+        (tenant, digest, version, body),
     )
     return _key(cursor)
 
@@ -163,33 +154,33 @@ def write_change(db: sqlite3.Connection, tenant: str, run_key: int, conversation
     have no outcome. A row that stays as it is is not written, because that of a run that is over cannot be.
     """
     db.executemany(
-        "INSERT INTO calls (tool_call_id, tenant, run_key, step, pending_time, state, deadline, claim_expire_time, "
+        "INSERT INTO calls (tenant, run_key, tool_call_id, step, pending_time, state, deadline, claim_expire_time, "
         "codec, body) VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT (tool_call_id) DO UPDATE SET state = excluded.state, "
         "deadline = excluded.deadline, claim_expire_time = excluded.claim_expire_time, codec = excluded.codec, "
         "body = excluded.body",
-        [_call_row(tenant, run_key, call) for call in change.calls],
+        [(tenant, run_key, *call_columns(call)) for call in change.calls],
     )
     if change.messages:
         db.executemany(
             "INSERT INTO messages VALUES (?,?,?,?,?,?,?,?,?)",
-            [_message_row(conversation_key, m) for m in change.messages],
+            [(conversation_key, *message_columns(m)) for m in change.messages],
         )
         db.execute(
             "UPDATE conversations SET next_position = ? WHERE conversation_key = ?",
             (change.next_position, conversation_key),
         )
-    db.executemany("INSERT INTO events VALUES (?,?,?,?,?,?,?,?)", [_event_row(run_key, e) for e in change.events])
+    db.executemany("INSERT INTO events VALUES (?,?,?,?,?,?,?,?)", [(run_key, *event_columns(e)) for e in change.events])
     if change.receipt is not None:
         receipt = change.receipt
         db.execute(
             "INSERT INTO receipts VALUES (?,?,?,?)",
             (run_key, receipt.request_id, codec.CODEC_VERSION, codec.encode(receipt)),
         )
-    columns = _run_columns(change.run)
+    columns = run_columns(change.run)
     db.execute(
         "UPDATE runs SET status = ?, epoch = ?, owner = ?, lease_expire_time = ?, pause_expire_time = ?, "
         "last_sequence = ?, codec = ?, body = ? WHERE run_key = ? AND body <> ?",
-        (*columns, run_key, columns[-1]),
+        (*columns, run_key, columns.body),
     )
 
 
@@ -252,14 +243,14 @@ def load_messages(
     beyond, order = ("<", "DESC") if descending else (">", "ASC")
     start = after or (found[1] if descending else 0)
     rows = db.execute(
-        f"SELECT {_MESSAGE_COLUMNS} FROM messages m JOIN conversations c USING (conversation_key) "
+        f"SELECT {MESSAGE_COLUMNS} FROM messages m JOIN conversations c USING (conversation_key) "
         f"WHERE m.conversation_key = ? AND m.position {beyond} ? AND (? = '' OR m.run_id = ?) "
         f"ORDER BY m.position {order} LIMIT ?",
         (found[0], start, run_id, run_id, limit),
     )
     page, size = [], 0
     for row in rows:
-        page.append(_message(_MessageRow(*row)))
+        page.append(message_of(*row))
         size += len(row[-1].encode())
         if size >= PAGE_BYTES:
             break
@@ -269,7 +260,7 @@ def load_messages(
 def load_events(db: sqlite3.Connection, run_key: int, run_id: str, after: int, limit: int) -> tuple[Event, ...]:
     """A page of events."""
     rows = db.execute(
-        f"SELECT e.sequence, e.step_id, e.create_time, e.kind, e.codec, e.body, {_MESSAGE_COLUMNS} "
+        f"SELECT {EVENT_COLUMNS} "
         "FROM events e JOIN runs er ON er.run_key = e.run_key "
         "LEFT JOIN messages m ON m.conversation_key = er.conversation_key AND m.position = e.position "
         "LEFT JOIN conversations c ON c.conversation_key = m.conversation_key "
@@ -277,81 +268,12 @@ def load_events(db: sqlite3.Connection, run_key: int, run_id: str, after: int, l
         (run_key, after, limit),
     )
     page, size = [], 0
-    for sequence, step_id, create_time, kind, version, body, *message in rows:
-        if body is None:
-            event_body: DurableBody = MessageStored(_message(_MessageRow(*message)))
-        else:
-            event_body = codec.decode_body(version, kind, body)
-        page.append(Event(run_id, sequence, step_id, create_time, event_body))
-        size += len((body or message[-1]).encode())
+    for row in rows:
+        page.append(event_of(run_id, *row))
+        size += len((row[5] or row[-1]).encode())
         if size >= PAGE_BYTES:
             break
     return tuple(page)
-
-
-def _run(lease_expire_time: int, version: int, body: str) -> Run:
-    """A run; its lease is renewed in the column alone."""
-    return replace(codec.decode_run(version, body), lease_expire_time=lease_expire_time)
-
-
-def _run_columns(run: Run) -> tuple[str, int, str, int, int, int, int, str]:
-    return (
-        run.status.value,
-        run.epoch,
-        run.owner,
-        run.lease_expire_time,
-        run.pause_expire_time,
-        run.last_sequence,
-        codec.CODEC_VERSION,
-        codec.encode(run),
-    )
-
-
-def _event_row(run_key: int, event: Event) -> tuple[int, int, str, int, str, int | None, int, str | None]:
-    body = event.body
-    kind = codec.body_kind(body)
-    if isinstance(body, MessageStored):
-        position: int | None = body.message.position
-        text: str | None = None
-    else:
-        position, text = None, codec.encode(body)
-    return (run_key, event.sequence, event.step_id, event.create_time, kind, position, codec.CODEC_VERSION, text)
-
-
-def _call_row(tenant: str, run_key: int, c: Call) -> tuple[str, str, int, int, int, str, int, int, int, str]:
-    times = (expiry.due_time(c), c.claim_expire_time)
-    return (
-        c.tool_call_id,
-        tenant,
-        run_key,
-        c.step,
-        c.pending_time,
-        c.state.value,
-        *times,
-        codec.CODEC_VERSION,
-        codec.encode(c),
-    )
-
-
-def _message_row(conversation_key: int, m: Message) -> tuple[int, int, str, str, str, int, str, int, str]:
-    body = codec.encode(m.content)
-    kind = m.type.value
-    return (
-        conversation_key,
-        m.position,
-        m.message_id,
-        m.run_id,
-        m.step_id,
-        m.create_time,
-        kind,
-        codec.CODEC_VERSION,
-        body,
-    )
-
-
-def _message(row: _MessageRow) -> Message:
-    content = codec.decode_content(row.codec, row.kind, row.body)
-    return Message(row.message_id, row.conversation_id, row.run_id, row.step_id, row.position, row.create_time, content)
 
 
 def _key(cursor: sqlite3.Cursor) -> int:

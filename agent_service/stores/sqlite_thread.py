@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from agent_service.stores.errors import unavailable
+from agent_service.stores.errors import SchemaError, unavailable
 
 log = structlog.get_logger()
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
 SCHEMA_VERSION = 3
-"""The last file in `schema/`; each file takes a database from the version before it."""
+"""The last file in `sqlite_schema/`; each file takes a database from the version before it."""
 BUSY_SECONDS = 5.0
 """How long a transaction waits for another process before the store counts as unavailable, unless told otherwise."""
 MAX_BATCH = 64
@@ -35,10 +35,6 @@ MAX_BATCH = 64
 _MINIMUM_SQLITE = (3, 37, 0)
 _APPLICATION_ID = 0x61677270
 """Marks a file as ours: other programs number their schemas from 1, too."""
-
-
-class SchemaError(Exception):
-    """The file cannot be used by this program; the text says why and what to do."""
 
 
 def open_database(path: Path, busy_seconds: float = BUSY_SECONDS) -> sqlite3.Connection:
@@ -107,7 +103,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
 def _statements(number: int) -> list[str]:
     """The statements that lead to this version, one by one, so that all of them share a transaction."""
     statements, pending = [], ""
-    file = files("agent_service.stores") / "schema" / f"{number:04}.sql"
+    file = files("agent_service.stores") / "sqlite_schema" / f"{number:04}.sql"
     for line in file.read_text().splitlines(keepends=True):
         pending += line
         if sqlite3.complete_statement(pending):
