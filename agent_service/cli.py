@@ -106,11 +106,13 @@ def serve_flags() -> dict[str, str]:
 def _add_serve_flags(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--host", help="address to listen on (127.0.0.1)")
     serve.add_argument("--port", type=int, help="port to listen on, 0 for a free one (50051)")
-    serve.add_argument("--workers", type=int, help="server processes that share the port and the SQLite file (1)")
+    serve.add_argument("--workers", type=int, help="server processes that share the port and the store (1)")
     serve.add_argument(
         "--insecure-any-address", action="store_true", default=None, help="allow an address other than loopback"
     )
-    serve.add_argument("--store", help="path of the SQLite file, or 'memory' (agent-service.sqlite3)")
+    serve.add_argument(
+        "--store", help="path of the SQLite file, URL of PostgreSQL, or 'memory' (agent-service.sqlite3)"
+    )
     serve.add_argument("--model", help="model name (the only one the endpoint lists)")
     serve.add_argument("--agents-file", help="TOML file of agents")
     serve.add_argument("--tools", help="server tools: module paths, comma-separated")

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from agent_service.engine.limits import Limits
 from agent_service.engine.model import ToolMode
+from agent_service.stores.urls import is_postgres, without_password
 
 DEFAULT_INSTRUCTIONS = "You are a helpful assistant."
 MEMORY = "memory"
@@ -40,13 +41,18 @@ class Settings(BaseSettings):
     insecure_any_address: bool = Field(
         False, description="Allow an address other than loopback, although there is neither TLS nor authentication."
     )
-    workers: int = Field(1, ge=1, le=64, description="Server processes that share the port and the SQLite file.")
+    workers: int = Field(1, ge=1, le=64, description="Server processes that share the port and the store.")
     worker: bool = Field(False, description="Set by the service for its workers: the port is shared.")
     store: str = Field(
-        "agent-service.sqlite3", min_length=1, description="Path of the SQLite file, or 'memory' to keep nothing."
+        "agent-service.sqlite3",
+        min_length=1,
+        description="Path of the SQLite file, 'postgresql://user@host/database', or 'memory' to keep nothing.",
     )
     store_busy_seconds: float = Field(
-        5.0, gt=0, description="How long a call waits for another program that holds the SQLite file."
+        5.0, gt=0, description="How long a call waits for a SQLite file that others hold, or for PostgreSQL."
+    )
+    store_connections: int = Field(
+        10, ge=3, le=1000, description="Connections of each server process to PostgreSQL, at most."
     )
     model: str = Field("", description="Model name; empty means the only one the endpoint lists.")
     openai_api_key: SecretStr = Field(
@@ -119,9 +125,19 @@ class Settings(BaseSettings):
             return False
 
     @property
+    def store_url(self) -> str | None:
+        """The URL of the PostgreSQL database; None for another kind of store."""
+        return self.store if is_postgres(self.store) else None
+
+    @property
     def store_path(self) -> Path | None:
-        """The SQLite file; None for memory."""
-        return None if self.store == MEMORY else Path(self.store)
+        """The SQLite file; None for another kind of store."""
+        return None if self.store == MEMORY or self.store_url else Path(self.store)
+
+    @property
+    def store_shown(self) -> str:
+        """The store without a password, for people to read."""
+        return without_password(self.store) if self.store_url else self.store
 
 
 def load_settings(**flags: object) -> Settings:
@@ -136,8 +152,10 @@ def load_settings(**flags: object) -> Settings:
             f"host: {settings.host} is not loopback, and there is neither TLS nor authentication; "
             "use 127.0.0.1 behind a proxy that has both, or add --insecure-any-address"
         )
-    if settings.workers > 1 and settings.store_path is None:
-        raise SettingsError(f"workers: {settings.workers} processes cannot share a store in memory; name a SQLite file")
+    if settings.workers > 1 and settings.store == MEMORY:
+        raise SettingsError(
+            f"workers: {settings.workers} processes cannot share a store in memory; name a SQLite file or a PostgreSQL database"
+        )
     return settings
 
 

@@ -116,7 +116,20 @@ async def _only_model(client: ModelClient, where: str) -> str:
     return models[0]
 
 
-def _open_store(settings: Settings, publish: Publish) -> tuple[RunStore, Registry]:
+async def _open_store(settings: Settings, publish: Publish) -> tuple[RunStore, Registry]:
+    if settings.store_url is not None:
+        # Imported only where it is used, because that takes a while.
+        from agent_service.stores.postgres import PostgresStore
+        from agent_service.stores.postgres_registry import PostgresRegistry
+
+        postgres = await PostgresStore.open(
+            settings.store_url,
+            publish=publish,
+            new_id=new_id,
+            busy_seconds=settings.store_busy_seconds,
+            connections=settings.store_connections,
+        )
+        return postgres, PostgresRegistry(postgres)
     path = settings.store_path
     if path is None:
         memory = MemoryStore(publish=publish, clock=time.time_ns, new_id=new_id)
@@ -160,7 +173,7 @@ async def service(settings: Settings, endpoint: Endpoint) -> AsyncIterator[Serve
         hub.publish(tenant, run_id, events)
 
     configured = _configured_agents(settings, tools.names)
-    store, registry = _open_store(settings, publish)
+    store, registry = await _open_store(settings, publish)
     try:
         contexts = Contexts(store, limits.context_cache_bytes)
         observers.append(contexts.observe)
@@ -200,7 +213,7 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
             "serving",
             pid=os.getpid(),
             address=address,
-            store=settings.store,
+            store=settings.store_shown,
             model=endpoint.name,
             endpoint=endpoint.where,
         )

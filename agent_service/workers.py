@@ -1,4 +1,4 @@
-"""Several server processes on one port and one SQLite file, kept going by this one, which serves nothing itself.
+"""Several server processes on one port and one store, kept going by this one, which serves nothing itself.
 
 Each worker is a fresh process: gRPC must not be imported before a fork. The system spreads connections over the
 workers; leases in the store decide which of them works on a run.

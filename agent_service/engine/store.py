@@ -42,7 +42,7 @@ class RunStore(Protocol):
     """
 
     name: str
-    """What kind of store: "memory" or "sqlite"."""
+    """What kind of store: "memory", "sqlite" or "postgres"."""
 
     def now(self) -> int:
         """The store's clock: Unix time in nanoseconds."""

@@ -52,7 +52,7 @@ class GetServerInfoResponse(_message.Message):
     default_model: _builtins.str
     """The model that agents use unless the request says otherwise."""
     store: _builtins.str
-    """Where runs are kept: "memory" or "sqlite"."""
+    """Where runs are kept: "memory", "sqlite" or "postgres"."""
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What this server can do, for clients that must work with several versions; such as "client_tools"."""

@@ -1,0 +1,131 @@
+"""Group commit: what waits is written in one transaction, by a few statements for all of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import asyncpg
+import structlog
+
+from agent_service.domain.event import Event
+from agent_service.stores.postgres_database import ATTEMPTS, Connection, Database
+
+log = structlog.get_logger()
+
+MAX_BATCH = 64
+"""At most so many are written together; keeps the locks short."""
+LANES = 2
+"""So many batches are under way at once: while the database works on one, the next one is made."""
+
+A = TypeVar("A")
+T = TypeVar("T")
+Told = tuple[str, str, tuple[Event, ...]]
+
+
+@dataclass(slots=True)
+class Job(Generic[A]):
+    """One write. `what` says what is asked; whoever writes sets `result` and what is to be `told`, or `error`."""
+
+    key: Hashable
+    what: A
+    result: Any = None
+    told: list[Told] = field(default_factory=list)
+    error: Exception | None = None
+    done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+WriteAll = Callable[[Connection, Sequence[Job[A]]], Awaitable[None]]
+"""Writes all jobs; an error of one goes into the job. Raises if nothing can be written, and is called again then."""
+
+
+class Batches(Generic[A]):
+    """Writes jobs, those of one key one after the other. `tell` hears what is committed, in the order of commits."""
+
+    def __init__(
+        self, database: Database, write: WriteAll[A], tell: Callable[[Sequence[Told]], None], doubt: Callable[[], None]
+    ) -> None:
+        self._database = database
+        self._write = write
+        self._tell = tell
+        self._doubt = doubt
+        self._waiting: deque[Job[A]] = deque()
+        self._under_way: set[Hashable] = set()
+        self._lanes: set[asyncio.Task[None]] = set()
+
+    async def put(self, key: Hashable, what: A) -> Any:
+        """The result of the job, when it is committed; it is written even if its caller is cancelled."""
+        job = Job(key, what)
+        self._waiting.append(job)
+        self._open_lane()
+        await job.done
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    async def close(self) -> None:
+        """Finishes what waits."""
+        while self._lanes:
+            await asyncio.wait(self._lanes)
+
+    def _open_lane(self) -> None:
+        if len(self._lanes) < LANES and (batch := self._take()):
+            lane = asyncio.create_task(self._drain(batch))
+            self._lanes.add(lane)
+            lane.add_done_callback(self._lanes.discard)
+
+    async def _drain(self, batch: list[Job[A]]) -> None:
+        while batch:
+            await self._commit(batch)
+            self._under_way.difference_update(job.key for job in batch)
+            for job in batch:
+                if not job.done.done():
+                    job.done.set_result(None)
+            batch = self._take()
+
+    def _take(self) -> list[Job[A]]:
+        """The first of those that wait, one for each key of which nothing is under way."""
+        batch: list[Job[A]] = []
+        left: list[Job[A]] = []
+        while self._waiting and len(batch) < MAX_BATCH:
+            job = self._waiting.popleft()
+            if job.key in self._under_way:
+                left.append(job)
+            else:
+                self._under_way.add(job.key)
+                batch.append(job)
+        self._waiting.extendleft(reversed(left))
+        return batch
+
+    async def _commit(self, batch: list[Job[A]]) -> None:
+        """One transaction for all; if the database refuses that, one for each, so that none fails for its neighbours.
+
+        If nobody knows whether it was committed, nothing is repeated: an owner's move would be made twice.
+        """
+
+        async def write(connection: Connection) -> None:
+            for job in batch:
+                job.result, job.told, job.error = None, [], None
+            await self._write(connection, batch)
+
+        def committed(_: None) -> None:
+            try:
+                self._tell([told for job in batch for told in job.told])
+            except Exception:  # It is committed, and those who wait for it must hear of theirs.
+                log.exception("store.publish_failed")
+
+        try:
+            await self._database.write(write, committed, attempts=ATTEMPTS if len(batch) == 1 else 1)
+        except Exception as error:
+            refused = isinstance(error, asyncpg.PostgresError | asyncpg.DataError)
+            if refused and len(batch) > 1:
+                for job in batch:
+                    await self._commit([job])
+                return
+            if not refused:
+                self._doubt()
+            for job in batch:
+                job.error = error

@@ -1,0 +1,18 @@
+"""How a store is named by a URL."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit, urlunsplit
+
+
+def is_postgres(setting: str) -> bool:
+    """Whether it is the URL of a PostgreSQL database."""
+    return setting.startswith(("postgresql://", "postgres://"))
+
+
+def without_password(url: str) -> str:
+    """The URL without password and parameters, for people to read."""
+    parts = urlsplit(url)
+    login, _, place = parts.netloc.rpartition("@")
+    user = login.partition(":")[0]
+    return urlunsplit((parts.scheme, f"{user}@{place}" if user else place, parts.path, "", ""))
