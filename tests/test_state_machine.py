@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from hypothesis import settings
@@ -454,6 +453,11 @@ class RunMachine(RuleBasedStateMachine):
 
 def test_any_interleaving_follows_the_rules_on_every_store(shared_store: str) -> None:
     """Starts, answers, tools, submits, cancels and crashes in any order: one outcome a call, one end a run, no gap."""
+
+    class Machine(RunMachine):
+        def __init__(self) -> None:
+            super().__init__(shared_store)
+
     bounded = settings(
         max_examples=20 if in_postgres(shared_store) else 80,  # A move takes several times as long there.
         stateful_step_count=40,
@@ -462,4 +466,4 @@ def test_any_interleaving_follows_the_rules_on_every_store(shared_store: str) ->
         database=None,
         print_blob=False,
     )
-    run_state_machine_as_test(partial(RunMachine, shared_store), settings=bounded)
+    run_state_machine_as_test(Machine, settings=bounded)
