@@ -43,7 +43,7 @@ if os.getppid() == parent:
     os.execv(sys.argv[4], sys.argv[4:])
 """
 
-_UNFLUSHED = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "autovacuum=off")
+_UNFLUSHED = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
 
 
 class Stop(Enum):

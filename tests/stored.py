@@ -14,6 +14,7 @@ import asyncpg
 SCHEMA = "agent_service"
 """Where the tables are in a PostgreSQL database."""
 
+_TABLES = f"SELECT tablename FROM pg_tables WHERE schemaname = '{SCHEMA}'"
 _OTHERS = "FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
 
 
@@ -28,7 +29,10 @@ async def emptied(store: str) -> str:
         async with _connected(store) as database:
             while await database.fetchval(f"SELECT count(pg_terminate_backend(pid)) {_OTHERS}"):
                 pass
-            await database.execute(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE")
+            # Many times as fast as to truncate the tables, or to make them anew.
+            tables = await database.fetch(f"{_TABLES} AND tablename <> 'schema_version'")
+            await database.execute("SET session_replication_role = replica")
+            await database.execute("".join(f"DELETE FROM {table};" for (table,) in tables))
     else:
         for file in Path(store).parent.glob(f"{Path(store).name}*"):
             file.unlink()
@@ -74,8 +78,8 @@ async def rows(store: str, query: str) -> list[tuple[Any, ...]]:
 
 async def everything(store: str) -> dict[str, list[tuple[Any, ...]]]:
     """All rows of all tables."""
-    known = f"SELECT tablename FROM pg_tables WHERE schemaname = '{SCHEMA}'"
-    tables = await rows(store, known if in_postgres(store) else "SELECT name FROM sqlite_schema WHERE type = 'table'")
+    known = "SELECT name FROM sqlite_schema WHERE type = 'table'"
+    tables = await rows(store, _TABLES if in_postgres(store) else known)
     return {table: sorted(await rows(store, f"SELECT * FROM {table}"), key=repr) for (table,) in tables}
 
 
