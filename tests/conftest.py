@@ -1,4 +1,4 @@
-"""What all tests share: asyncio, no settings from outside, no network beyond this host, and both kinds of store."""
+"""What all tests share: asyncio, no settings from outside, no network beyond this host, and each kind of store."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from agent_service.engine.supervisor import Supervisor
+from tests.postgres import MISSING, Postgres, postgres
+from tests.stored import emptied
 
 
 @pytest.fixture(scope="session")
@@ -50,10 +52,37 @@ def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The store setting of a service, once per kind of store."""
-    return "memory" if request.param == "memory" else str(tmp_path / "runs.sqlite3")
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """One server for all tests that need no other. Whoever wants it empty takes `store` or `shared_store`."""
+    with postgres(durable=False) as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The store setting of a service, once per kind of store. It is empty."""
+    return "memory" if request.param == "memory" else await _shared(request, tmp_path)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def shared_store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The same for each kind of store that outlives a process, and that several share."""
+    return await _shared(request, tmp_path)
+
+
+async def _shared(request: pytest.FixtureRequest, folder: Path) -> str:
+    if request.param == "sqlite":
+        return str(folder / "runs.sqlite3")
+    server: Postgres = request.getfixturevalue("postgres_server")
+    return await emptied(server.url)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says at the end what was left out for want of PostgreSQL; a skipped test is easily missed."""
+    skipped = [report for report in terminalreporter.getreports("skipped") if MISSING in str(report.longrepr)]
+    if skipped:
+        terminalreporter.write_line(f"{len(skipped)} tests were skipped: {MISSING}", yellow=True)
 
 
 @pytest.fixture

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from agent_service.stores.postgres import PostgresStore
+from agent_service.stores.postgres_registry import PostgresRegistry
 
 from agent_service.domain.draft import Snapshot
 from agent_service.domain.message import Message, UserContent
@@ -32,7 +34,7 @@ from agent_service.stores.memory import MemoryStore
 from agent_service.stores.memory_registry import MemoryRegistry
 from agent_service.stores.sqlite import SqliteStore
 from agent_service.stores.sqlite_registry import SqliteRegistry
-from tests.store_contract import FIRST, GONE, SECOND, TENANT, Clock, counter
+from tests.store_contract import FIRST, GONE, SECOND, TENANT, Clock, open_store
 
 ALL = 1000
 PINNED = Pinned("default", AgentKind.LLM, "model-1", "openai", "Be helpful.")
@@ -113,17 +115,25 @@ class Kept:
 
 @asynccontextmanager
 async def opened(setting: str) -> AsyncIterator[Kept]:
-    """The store of this setting ("memory", or a path) with its registry."""
+    """The store of this setting with its registry."""
     clock = Clock()
-    if setting == "memory":
-        memory = MemoryStore(publish=lambda *told: None, clock=clock, new_id=counter())
-        yield Kept(memory, MemoryRegistry(memory, clock), clock)
-        return
-    sqlite = SqliteStore(Path(setting), publish=lambda *told: None, clock=clock, new_id=counter())
+    store = await open_store(setting, lambda *told: None, clock)
     try:
-        yield Kept(sqlite, SqliteRegistry(sqlite, clock), clock)
+        yield Kept(store, _registry(store, clock), clock)
     finally:
-        await sqlite.close()
+        await store.close()
+
+
+def _registry(store: RunStore, clock: Clock) -> Registry:
+    match store:
+        case MemoryStore():
+            return MemoryRegistry(store, clock)
+        case SqliteStore():
+            return SqliteRegistry(store, clock)
+        case PostgresStore():
+            return PostgresRegistry(store)
+        case _:
+            raise AssertionError(f"no registry is known for {store}")
 
 
 def new_run(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -121,14 +120,6 @@ class Client:
         """The events of a WatchRun that ends by itself."""
         request = run_service_pb2.WatchRunRequest(run_id=run_id, after_sequence=after, **fields)
         return [response.event async for response in self.runs.WatchRun(request)]
-
-
-def lost_twice(path: str) -> None:
-    """Makes the file what it is after the process that works on a run was killed, the second time in a row."""
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute(
-            "UPDATE runs SET lease_expire_time = 1, body = json_set(body, '$.losses', 2) WHERE status = 'running'"
-        )
 
 
 def step(text: str, *tools: tools_pb2.ClientToolSchema, **fields: Any) -> agent_service_pb2.StepRequest:

@@ -1,6 +1,6 @@
 """Opens each kind of store for its contract tests, and the words that those tests are written in.
 
-A new store joins the suite by one line in `open_store` and one parameter of the fixture `store`.
+A new store joins the suite by one line in `open_store` and one parameter of the fixtures `store` and `shared_store`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agent_service.stores.postgres import PostgresStore
 
 from agent_service.domain.draft import Draft, NewId, Snapshot
 from agent_service.domain.errors import AgentServiceError, Reason
@@ -37,6 +38,7 @@ from agent_service.engine.loop import moved
 from agent_service.engine.store import Publish, RunStore
 from agent_service.stores.memory import MemoryStore
 from agent_service.stores.sqlite import SqliteStore
+from tests.stored import in_postgres
 
 TENANT = "acme"
 OTHER = "globex"
@@ -64,10 +66,12 @@ def counter() -> NewId:
     return lambda prefix: f"{prefix}_{next(numbers)}"
 
 
-def open_store(setting: str, publish: Publish, clock: Clock) -> RunStore:
-    """The store of this setting: "memory", or a path."""
+async def open_store(setting: str, publish: Publish, clock: Clock) -> RunStore:
+    """The store of this setting: "memory", a path, or the URL of a database."""
     if setting == "memory":
         return MemoryStore(publish=publish, clock=clock, new_id=counter())
+    if in_postgres(setting):
+        return await PostgresStore.open(setting, publish=publish, clock=clock, new_id=counter())
     return SqliteStore(Path(setting), publish=publish, clock=clock, new_id=counter())
 
 
@@ -159,7 +163,7 @@ async def opened(setting: str) -> AsyncIterator[Kept]:
     """A store of this setting."""
     told: list[tuple[str, str, tuple[Event, ...]]] = []
     clock = Clock()
-    store = open_store(setting, lambda *what: told.append(what), clock)
+    store = await open_store(setting, lambda *what: told.append(what), clock)
     try:
         yield Kept(store, clock, told)
     finally:

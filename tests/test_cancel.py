@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -312,16 +311,15 @@ async def test_a_watcher_of_an_interrupted_run_that_is_deleted_is_told(store: st
         assert (rest[-1].run_stopped.status, rest[-1].run_stopped.final) == (runs_pb2.RUN_STATUS_FAILED, True)
 
 
-async def test_a_conversation_stays_usable_after_its_interrupted_run_is_deleted(tmp_path: Path) -> None:
+async def test_a_conversation_stays_usable_after_its_interrupted_run_is_deleted(shared_store: str) -> None:
     """The model fails after a tool was used: what the deleted run leaves can be sent to the model."""
-    path = str(tmp_path / "runs.sqlite3")
     script = [calls(("get_secret_code", {"name": "Alice"})), fails(503, "Busy."), says("Let us go on.")]
     async with ScriptedOpenAI(script) as upstream:
-        async with serving(upstream, path, tools=TOOLS) as client:
+        async with serving(upstream, shared_store, tools=TOOLS) as client:
             run = (await client.ask("Hi", SECRET, run_id="run-1")).run
             answered = await client.answer("run-1", returned(run.pending_tool_calls[0], "A-1"))
             assert answered.run.status == runs_pb2.RUN_STATUS_INTERRUPTED
-        async with serving(upstream, path, tools=TOOLS) as client:
+        async with serving(upstream, shared_store, tools=TOOLS) as client:
             await client.delete("run-1")
             assert len((await client.waiting()).calls) == 0
             answered = await client.ask("Still there?", conversation_id=run.conversation_id)

@@ -195,14 +195,13 @@ async def test_a_cancel_reaches_the_worker(store: str) -> None:
         assert late.reason == "CALL_CANCELLED"
 
 
-async def test_a_claim_outlives_the_server(tmp_path: Any) -> None:
+async def test_a_claim_outlives_the_server(shared_store: str) -> None:
     """The call is the worker's still, and its token is good."""
-    path = str(tmp_path / "runs.sqlite3")
     async with ScriptedOpenAI([CALL, says("It is A-1.")]) as upstream:
-        async with serving(upstream, path) as client_:
+        async with serving(upstream, shared_store) as client_:
             run = (await client_.ask("Code?", SECRET)).run
             (call,) = await claimed(client_, "w1")
-        async with serving(upstream, path) as client_:
+        async with serving(upstream, shared_store) as client_:
             assert await claimed(client_, "w2") == []
             done = await client_.answer(run.run_id, returned(call.call.call, "A-1", claim_token=call.claim_token))
             assert done.run.status == runs_pb2.RUN_STATUS_COMPLETED

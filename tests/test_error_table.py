@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from agent_service.tools import server_tool
 from scripts.errors_page import documented
 from tests.scripted_openai import Gate, Happening, Reply, ScriptedOpenAI, calls, gated, says, silent
 from tests.service import SECRET, Client, connected, refusal, returned, scripted, step, submit
+from tests.stored import edit, edit_bodies, everything, locked
 from tests.test_run_errors import RUNS
 
 pytestmark = pytest.mark.anyio
@@ -63,7 +63,7 @@ class Case:
     script: Sequence[Reply]
     fields: tuple[str, ...]
     retry_seconds: float | None
-    only_sqlite: bool
+    touched: bool
     settings: dict[str, Any]
 
 
@@ -75,13 +75,13 @@ def refused(
     *script: Reply,
     fields: tuple[str, ...] = (),
     retry_seconds: float | None = None,
-    only_sqlite: bool = False,
+    touched: bool = False,
     **settings: Any,
 ) -> Callable[[Any], Any]:
     """Adds a case. `fields` are the paths of its field violations."""
 
     def add(prepare: Any) -> Any:
-        CASES[reason] = Case(prepare, script, fields, retry_seconds, only_sqlite, settings)
+        CASES[reason] = Case(prepare, script, fields, retry_seconds, touched, settings)
         return prepare
 
     return add
@@ -97,12 +97,6 @@ async def paused(client: Client, tool: tools_pb2.ClientToolSchema = SECRET) -> s
 async def converse(client: Client, **fields: Any) -> None:
     """The conversation conv_2c is there."""
     await client.registry.CreateConversation(registry_pb.CreateConversationRequest(conversation_id="conv_2c", **fields))
-
-
-def edited(store: str, statement: str) -> None:
-    """Another program writes to the service's file."""
-    with closing(sqlite3.connect(store, isolation_level=None)) as db:
-        db.execute(statement)
 
 
 @refused("INVALID_FIELD", fields=("max_steps",))
@@ -157,10 +151,11 @@ async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
     return lambda: client.ask("And now?", conversation_id="conv_2c"), {"run_id": "run_8f"}
 
 
-@refused("CALL_EXPIRED", ASKED, only_sqlite=True)
+@refused("CALL_EXPIRED", ASKED, touched=True)
 async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
     call_id = await paused(client)
-    edited(store, "UPDATE calls SET state = 'expired', body = json_set(body, '$.state', 'expired', '$.settle_time', 7)")
+    await edit_bodies(store, "calls", "true", state="expired", settle_time=7)
+    await edit(store, "UPDATE calls SET state = 'expired'")
     metadata = {"tool_call_id": call_id, "outcome": "EXPIRED", "time": "7"}
     return lambda: client.answer("run_8f", returned(call_id, "AZURE")), metadata
 
@@ -282,20 +277,19 @@ async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
     return lambda: client.agent.Step(step("x" * 4_200_000)), {}
 
 
-@refused("STORE_UNAVAILABLE", retry_seconds=1.0, only_sqlite=True, store_busy_seconds=0.01)
+@refused("STORE_UNAVAILABLE", retry_seconds=1.0, touched=True, store_busy_seconds=0.01)
 async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
-    async def locked() -> Any:
-        with closing(sqlite3.connect(store, isolation_level=None)) as other:
-            other.execute("BEGIN IMMEDIATE")
+    async def ask() -> Any:
+        async with locked(store):
             return await client.ask("Go.", run_id="run_8f")
 
-    return locked, {}
+    return ask, {}
 
 
-@refused("INTERNAL", ASKED, only_sqlite=True)
+@refused("INTERNAL", ASKED, touched=True)
 async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
     await paused(client)
-    edited(store, "UPDATE runs SET body = '{'")
+    await edit(store, "UPDATE runs SET body = '{'")
     return lambda: client.cancel("run_8f"), {}
 
 
@@ -335,10 +329,9 @@ async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
 
 
 async def contents(client: Client, store: str) -> list[Any]:
-    """All that is stored: the rows of a SQLite file, or what the lists show of another store."""
-    if store.endswith(".sqlite3"):
-        with closing(sqlite3.connect(store)) as db:
-            return list(db.iterdump())
+    """All that is stored: the rows, or what the lists show of a store in memory."""
+    if store != "memory":
+        return [await everything(store)]
     conversations = (await client.registry.ListConversations(registry_pb.ListConversationsRequest())).conversations
     agents = (await client.registry.ListAgents(registry_pb.ListAgentsRequest())).agents
     messages = [await client.messages(conversation.conversation_id) for conversation in conversations]
@@ -350,16 +343,16 @@ def as_documented(message: str) -> str:
     return re.sub(r"error [0-9a-f]{12};", "error 4e8b151c3e75;", re.sub(r"call_[0-9a-f]{24}", "call_1a", message))
 
 
-@pytest.mark.parametrize("reason", [reason for reason, case in CASES.items() if not case.only_sqlite])
+@pytest.mark.parametrize("reason", [reason for reason, case in CASES.items() if not case.touched])
 async def test_a_refused_call_says_why_and_stores_nothing(reason: str, store: str) -> None:
     """Code, reason, fields, metadata and message are those of the contract; what is stored stays as it was."""
     await provoke(reason, store)
 
 
-@pytest.mark.parametrize("reason", [reason for reason, case in CASES.items() if case.only_sqlite])
-async def test_a_call_that_a_touched_file_refuses_says_why_and_stores_nothing(reason: str, tmp_path: Path) -> None:
-    """The same where another program holds or has changed the file."""
-    await provoke(reason, str(tmp_path / "runs.sqlite3"))
+@pytest.mark.parametrize("reason", [reason for reason, case in CASES.items() if case.touched])
+async def test_a_call_that_a_touched_store_refuses_says_why_and_stores_nothing(reason: str, shared_store: str) -> None:
+    """The same where another program holds or has changed what is stored."""
+    await provoke(reason, shared_store)
 
 
 async def provoke(reason: str, store: str) -> None:

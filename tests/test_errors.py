@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -19,6 +17,7 @@ from agent_service.stores.errors import unavailable
 from agent_service.transport.status import CODES, DOMAIN, to_status
 from tests.scripted_openai import calls, says
 from tests.service import SECRET, refusal, returned, scripted, step, submit
+from tests.stored import edit
 
 pytestmark = pytest.mark.anyio
 
@@ -178,15 +177,11 @@ async def test_bytes_that_are_no_message_are_an_invalid_argument(store: str, dat
             assert (refused.code, refused.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
 
 
-async def test_an_unforeseen_error_is_internal_with_an_id_and_leaks_nothing(tmp_path: Path) -> None:
+async def test_an_unforeseen_error_is_internal_with_an_id_and_leaks_nothing(shared_store: str) -> None:
     """Here a store in which rows were damaged by another program: the text stays in the server's log."""
-    path = tmp_path / "runs.sqlite3"
-    async with scripted([says("Hello.")], str(path)) as (client, _):
+    async with scripted([says("Hello.")], shared_store) as (client, _):
         run = (await client.ask("Hello?")).run
-        with sqlite3.connect(path) as db:
-            db.execute("DROP TRIGGER runs_terminal_is_final")
-            db.execute("""UPDATE runs SET body = '{"secret-path": "damaged"'""")
-        db.close()
+        await edit(shared_store, """UPDATE runs SET body = '{"secret-path": "damaged"'""")
         for call in (
             client.run(run.run_id),
             client.watch(run.run_id),

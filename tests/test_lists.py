@@ -6,7 +6,6 @@ import base64
 import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from agent_service.engine.limits import Limits
 from tests.scripted_openai import Gate, Reply, ScriptedOpenAI, calls, fails, says
-from tests.service import SECRET, Client, kinds, lost_twice, refusal, returned, scripted, serving, step
+from tests.service import SECRET, Client, kinds, refusal, returned, scripted, serving, step
+from tests.stored import lost_twice
 
 pytestmark = pytest.mark.anyio
 
@@ -272,20 +272,19 @@ async def test_messages_of_nothing_are_refused(fields: dict[str, Any], code: str
         assert (refused.code, refused.reason) == (code, reason)
 
 
-async def test_messages_of_a_run_that_was_interrupted_and_settled_by_the_next_one(tmp_path: Path) -> None:
+async def test_messages_of_a_run_that_was_interrupted_and_settled_by_the_next_one(shared_store: str) -> None:
     """A tool executes that killed its servers: what the next start writes for the open calls belongs to the old run."""
-    path = str(tmp_path / "runs.sqlite3")
     script = [calls(("hold", {}), ("get_secret_code", {"name": "Alice"})), says("Let us go on.")]
     async with ScriptedOpenAI(script) as upstream:
-        async with serving(upstream, path, tools="tests.test_lists:hold") as client:
+        async with serving(upstream, shared_store, tools="tests.test_lists:hold") as client:
             request = step("Hi", SECRET, run_id="old", background=True)
             conversation_id = (await client.agent.Step(request)).run.conversation_id
             stream = client.runs.WatchRun(run_service_pb2.WatchRunRequest(run_id="old"))
             async for response in stream:
                 if response.event.message_stored.message.HasField("tool_call"):
                     break
-        lost_twice(path)
-        async with serving(upstream, path, tools="tests.test_lists:hold") as client:
+        await lost_twice(shared_store)
+        async with serving(upstream, shared_store, tools="tests.test_lists:hold") as client:
             assert (await client.run("old")).status == runs_pb2.RUN_STATUS_INTERRUPTED
             await client.ask("And now?", SECRET, conversation_id=conversation_id, run_id="new")
             assert (await client.run("old")).status == runs_pb2.RUN_STATUS_FAILED

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,11 @@ from agentrpc.v1 import errors_pb2, events_pb2, runs_pb2, tools_pb2
 from tests.process import API_KEY, ServerProcess, environment, running
 from tests.scripted_openai import Gate, Reply, Request, ScriptedOpenAI, Usage, calls, says, silent
 from tests.service import SECRET, Client, durable, kinds, returned, step, submit
+from tests.stored import in_use
 from tests.tool_desk import Desk, Execution
 
 pytestmark = pytest.mark.anyio
 
-FILE = "runs.sqlite3"
-STORE = ("--store", FILE)
 CALL = ("get_secret_code", {"name": "Alice"})
 COMPLETED = runs_pb2.RUN_STATUS_COMPLETED
 CRASHES = {"run.crashed", "rpc.crashed", "task.crashed", "upkeep.crashed"}
@@ -65,20 +63,15 @@ async def read_until(events: AsyncIterator[events_pb2.RunEvent], kind: str) -> l
     return seen
 
 
-async def stop_between_writes(server: ServerProcess, folder: Path) -> None:
-    """Stops a process (SIGSTOP) at a moment at which it does not hold the file."""
+async def stop_between_writes(server: ServerProcess, store: str) -> None:
+    """Stops a process (SIGSTOP) at a moment at which it does not hold the store."""
     for _ in range(100):
         server.process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, server.process.pid, os.WSTOPPED)  # noqa: ASYNC222 - it stops at once
-        with closing(sqlite3.connect(folder / FILE, timeout=0, isolation_level=None)) as db:
-            try:
-                db.execute("BEGIN IMMEDIATE")
-                db.execute("ROLLBACK")
-            except sqlite3.OperationalError:
-                server.process.send_signal(signal.SIGCONT)
-            else:
-                return
-    raise AssertionError("it always holds the file")
+        if not await in_use(store):
+            return
+        server.process.send_signal(signal.SIGCONT)
+    raise AssertionError("it always holds the store")
 
 
 def crashes(*servers: ServerProcess) -> list[dict[str, Any]]:
@@ -86,7 +79,9 @@ def crashes(*servers: ServerProcess) -> list[dict[str, Any]]:
     return [line for server in servers for line in server.log if line["event"] in CRASHES]
 
 
-async def test_an_owner_that_was_stopped_for_longer_than_its_lease_writes_nothing(tmp_path: Path) -> None:
+async def test_an_owner_that_was_stopped_for_longer_than_its_lease_writes_nothing(
+    tmp_path: Path, shared_store: str
+) -> None:
     """Another process takes its runs over. When it goes on, the answer of its model call, an answer that had already
     arrived, and the outcomes of its tools are all refused, whether the other process has ended the run or still works
     on it; its callers get the events of the other process.
@@ -101,8 +96,8 @@ async def test_an_owner_that_was_stopped_for_longer_than_its_lease_writes_nothin
     runs = {"midway", "late", "look_up", "pay"}
     async with (
         world(script, AGENT_SERVICE_LEASE_SECONDS="1") as (upstream, desk, env),
-        running(tmp_path, env, *STORE) as (a, at_a),
-        running(tmp_path, env, *STORE) as (b, at_b),
+        running(tmp_path, env, "--store", shared_store) as (a, at_a),
+        running(tmp_path, env, "--store", shared_store) as (b, at_b),
     ):
         request = pb.StreamRequest(step=step("midway", run_id="midway"), stream_tokens=True)
         stream: Any = at_a.agent.Stream(request)
@@ -112,7 +107,7 @@ async def test_an_owner_that_was_stopped_for_longer_than_its_lease_writes_nothin
         stale = [await desk.execution() for _ in range(2)]
         await upstream.wait_for_requests(4)
 
-        await stop_between_writes(a, tmp_path)
+        await stop_between_writes(a, shared_store)
         gate.open()
         await gate.reached(2)
         for execution in stale:
@@ -148,7 +143,7 @@ async def test_an_owner_that_was_stopped_for_longer_than_its_lease_writes_nothin
         assert crashes(a, b) == []
 
 
-async def test_a_run_that_kills_its_process_each_time_is_set_aside(tmp_path: Path) -> None:
+async def test_a_run_that_kills_its_process_each_time_is_set_aside(tmp_path: Path, shared_store: str) -> None:
     """After the third process in a row it is INTERRUPTED and can be retried; other runs go on all the while."""
     script = by_input(
         poison=[calls(("look_up", {"name": "Alice"})), says("Survived.")],
@@ -158,7 +153,7 @@ async def test_a_run_that_kills_its_process_each_time_is_set_aside(tmp_path: Pat
     async with world(script) as (upstream, desk, env):
         ids = set()
         for losses in range(3):
-            async with running(tmp_path, env, *STORE) as (server, client):
+            async with running(tmp_path, env, "--store", shared_store) as (server, client):
                 if losses == 0:
                     paused = await client.ask("other", SECRET)
                     await background(client, "poison")
@@ -168,7 +163,7 @@ async def test_a_run_that_kills_its_process_each_time_is_set_aside(tmp_path: Pat
                 assert (await client.ask("quick")).run.status == COMPLETED
                 execution.die()
                 assert await server.ended() == -signal.SIGKILL
-        async with running(tmp_path, env, *STORE) as (server, client):
+        async with running(tmp_path, env, "--store", shared_store) as (server, client):
             run = await client.run("poison")
             assert run.status == runs_pb2.RUN_STATUS_INTERRUPTED
             assert run.stop_reason == runs_pb2.STOP_REASON_ERROR
@@ -188,7 +183,7 @@ async def test_a_run_that_kills_its_process_each_time_is_set_aside(tmp_path: Pat
             upstream.check_histories()
 
 
-async def test_only_calls_without_outcome_run_again_and_only_if_they_may(tmp_path: Path) -> None:
+async def test_only_calls_without_outcome_run_again_and_only_if_they_may(tmp_path: Path, shared_store: str) -> None:
     """After kill -9 a finished call stays finished. A started one of an idempotent tool is executed again under its id,
     as the next attempt; of another tool the model reads that its outcome is unknown. What had not started, starts.
     """
@@ -198,7 +193,7 @@ async def test_only_calls_without_outcome_run_again_and_only_if_they_may(tmp_pat
         pay=[calls(("pay", {"amount": 7}), ("pay", {"amount": 8})), says("Unsure.")],
     )
     async with world(script) as (upstream, desk, env):
-        async with running(tmp_path, env, *STORE) as (server, client):
+        async with running(tmp_path, env, "--store", shared_store) as (server, client):
             await background(client, "batch")
             first = await desk.execution()
             first.answer("1")
@@ -207,7 +202,7 @@ async def test_only_calls_without_outcome_run_again_and_only_if_they_may(tmp_pat
             paid = await desk.execution()
             assert [e.arguments["name"] for e in (first, second)] == ["first", "second"]
             await server.kill()
-        async with running(tmp_path, env, *STORE) as (server, client):
+        async with running(tmp_path, env, "--store", shared_store) as (server, client):
             begun = {}
             for _ in range(3):
                 execution = await desk.execution()
@@ -231,13 +226,13 @@ async def test_only_calls_without_outcome_run_again_and_only_if_they_may(tmp_pat
             upstream.check_histories()
 
 
-async def test_approvals_with_edited_arguments_outlive_the_process(tmp_path: Path) -> None:
+async def test_approvals_with_edited_arguments_outlive_the_process(tmp_path: Path, shared_store: str) -> None:
     """Calls that were approved and had not started are executed by the next process, with the arguments as edited; so
     is one of an idempotent tool that had started, under its id.
     """
     replies = [calls(("wipe", {"path": "a"}), ("order", {"article": "b"})), says("Done.")]
     async with world(replies) as (upstream, desk, env):
-        async with running(tmp_path, env, *STORE) as (server, client):
+        async with running(tmp_path, env, "--store", shared_store) as (server, client):
             paused = await client.ask("Hi", run_id="run-1")
             wipe, order = paused.run.pending_tool_calls
             approvals = [_approve(wipe, '{"path": "edited-a"}'), _approve(order, '{"article": "edited-b"}')]
@@ -245,7 +240,7 @@ async def test_approvals_with_edited_arguments_outlive_the_process(tmp_path: Pat
             wiping = await desk.execution()
             assert wiping.arguments == {"path": "edited-a"}
             await server.kill()
-        async with running(tmp_path, env, *STORE) as (server, client):
+        async with running(tmp_path, env, "--store", shared_store) as (server, client):
             again = await desk.execution()
             assert _told(again) == ("wipe", {"path": "edited-a"}, wipe.tool_call_id, 2)
             again.answer("wiped")
@@ -266,7 +261,7 @@ def _told(execution: Execution) -> tuple[str, dict[str, Any], str, int]:
     return execution.name, execution.arguments, execution.tool_call_id, execution.attempt
 
 
-async def test_what_is_counted_over_a_run_is_right_over_pauses_and_a_crash(tmp_path: Path) -> None:
+async def test_what_is_counted_over_a_run_is_right_over_pauses_and_a_crash(tmp_path: Path, shared_store: str) -> None:
     """Usage and steps are those of the stored answers, attempts include the one that was lost, labels stay, and the
     run ends at its `max_steps`.
     """
@@ -277,12 +272,12 @@ async def test_what_is_counted_over_a_run_is_right_over_pauses_and_a_crash(tmp_p
         calls(CALL, usage=Usage(30, 3)),
     ]
     async with world(replies) as (upstream, _, env):
-        async with running(tmp_path, env, *STORE) as (server, client):
+        async with running(tmp_path, env, "--store", shared_store) as (server, client):
             run = (await client.ask("Hi", SECRET, run_id="run-1", max_steps=3, labels={"team": "red"})).run
             await client.answer("run-1", returned(run.pending_tool_calls[0], "1"), background=True)
             await upstream.wait_for_requests(2)
             await server.kill()
-        async with running(tmp_path, env, *STORE) as (server, client):
+        async with running(tmp_path, env, "--store", shared_store) as (server, client):
             await client.watch("run-1", run.last_sequence + 1, stop_at="STOP_AT_NEXT_STOP")
             for text in ("2", "3"):
                 run = await client.run("run-1")

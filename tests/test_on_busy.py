@@ -173,15 +173,14 @@ async def test_queued_runs_stay_behind_one_that_supersedes(store: str) -> None:
         assert (await ended(client, "run-2")).status == COMPLETED
 
 
-async def test_a_queue_outlives_the_server(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_queue_outlives_the_server(shared_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In its order; also where nobody in the new process knows of it but the store."""
     monkeypatch.setattr(upkeep, "SWEEP_SECONDS", 0.01)
-    path = str(tmp_path / "runs.sqlite3")
     async with ScriptedOpenAI([CALL, says("A."), says("B."), says("C.")]) as upstream:
-        async with serving(upstream, path) as client:
+        async with serving(upstream, shared_store) as client:
             paused = (await client.ask("Code?", SECRET)).run
             await queue(client, paused.conversation_id, "run-2", "run-3")
-        async with serving(upstream, path) as client:
+        async with serving(upstream, shared_store) as client:
             assert [run.status for run in (await client.list_runs(statuses=[QUEUED])).runs] == [QUEUED] * 2
             await client.answer(paused.run_id, returned(paused.pending_tool_calls[0], "A-1"))
             for run_id, text in (("run-2", "B."), ("run-3", "C.")):

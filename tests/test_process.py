@@ -23,7 +23,6 @@ from tests.service import SECRET, Client, durable, kinds, refusal, returned, ste
 pytestmark = pytest.mark.anyio
 
 CALL = calls(("get_secret_code", {"name": "Alice"}))
-STORE = ("--store", "runs.sqlite3")
 NARROW = [("grpc.enable_http_proxy", 0), ("grpc.http2.bdp_probe", 0)]
 """A connection that takes 64 KiB before its client reads, and never more."""
 PAUSED, RUNNING = runs_pb2.RUN_STATUS_PAUSED, runs_pb2.RUN_STATUS_RUNNING
@@ -36,16 +35,16 @@ async def upstream_of(*script: Any) -> AsyncIterator[ScriptedOpenAI]:
         yield upstream
 
 
-async def test_a_pause_outlives_the_server(tmp_path: Path) -> None:
-    """Killed while a run is paused, the next process on the file shows the pause, and the submit resumes it."""
+async def test_a_pause_outlives_the_server(tmp_path: Path, shared_store: str) -> None:
+    """Killed while a run is paused, the next process on the store shows the pause, and the submit resumes it."""
     async with upstream_of(CALL, says("A-1.")) as upstream:
         env = environment(upstream)
-        async with running(tmp_path, env, *STORE) as (server, client):
+        async with running(tmp_path, env, "--store", shared_store) as (server, client):
             paused = await client.ask("Code?", SECRET)
             before = await client.run(paused.run.run_id)
             log = await client.watch(paused.run.run_id, stop_at="STOP_AT_NEXT_STOP")
             await server.kill()
-        async with running(tmp_path, env, *STORE) as (server, client):
+        async with running(tmp_path, env, "--store", shared_store) as (server, client):
             assert await client.run(paused.run.run_id) == before
             (call,) = before.pending_tool_calls
             resumed = await client.answer(before.run_id, returned(call, "A-1"))
@@ -58,14 +57,16 @@ async def test_a_pause_outlives_the_server(tmp_path: Path) -> None:
             assert {"run.stopped", "rpc"} <= {line["event"] for line in lines}
 
 
-async def test_a_run_goes_on_after_its_server_was_killed_during_the_model_call(tmp_path: Path) -> None:
+async def test_a_run_goes_on_after_its_server_was_killed_during_the_model_call(
+    tmp_path: Path, shared_store: str
+) -> None:
     """A start and a submit are there after kill -9, and the next server goes on with both at once, without a word of
     their callers. A repeat of either is answered as before, and the model has answered each once.
     """
     replies = [CALL, silent(before_headers=True), silent("Half", after=1), says("One."), says("Two.")]
     async with upstream_of(*replies) as upstream:
         env = environment(upstream, AGENT_SERVICE_LEASE_SECONDS="3600")
-        async with running(tmp_path, env, *STORE) as (server, client):
+        async with running(tmp_path, env, "--store", shared_store) as (server, client):
             paused = await client.ask("Code?", SECRET, run_id="run-1")
             answers = submit("run-1", returned(paused.run.pending_tool_calls[0], "A-1"), background=True)
             receipt = (await client.agent.SubmitToolReturns(answers)).receipt
@@ -73,7 +74,7 @@ async def test_a_run_goes_on_after_its_server_was_killed_during_the_model_call(t
             await upstream.wait_for_requests(3)
             await server.kill()
             await upstream.disconnected.reach(2)
-        async with running(tmp_path, env, *STORE) as (server, client):
+        async with running(tmp_path, env, "--store", shared_store) as (server, client):
             assert [line["count"] for line in server.log if line["event"] == "runs.taken_over"] == [2]
             for run_id, epoch in (("run-1", 3), ("run-2", 2)):
                 events = await client.watch(run_id)
@@ -89,12 +90,12 @@ async def test_a_run_goes_on_after_its_server_was_killed_during_the_model_call(t
             upstream.check_histories()
 
 
-async def test_a_server_that_is_told_to_stop_lets_runs_end(tmp_path: Path) -> None:
+async def test_a_server_that_is_told_to_stop_lets_runs_end(tmp_path: Path, shared_store: str) -> None:
     """SIGTERM: health says so at once, nothing new is taken, what runs may end, and then the process ends with 0."""
     gate = Gate()
     async with upstream_of(CALL, says("Slowly.", gate=gate)) as upstream:
         env = environment(upstream, AGENT_SERVICE_GRACE_SECONDS="60")
-        async with running(tmp_path, env, *STORE) as (server, client):
+        async with running(tmp_path, env, "--store", shared_store) as (server, client):
             paused = await client.ask("Code?", SECRET)
             watch = client.runs.WatchRun(run_service_pb2.WatchRunRequest(run_id=paused.run.run_id))
             stream = client.agent.Stream(pb.StreamRequest(step=step("Hi", run_id="run-1")))
@@ -115,7 +116,7 @@ async def test_a_server_that_is_told_to_stop_lets_runs_end(tmp_path: Path) -> No
             assert (cut.code, cut.reason) == ("UNAVAILABLE", "SHUTTING_DOWN")
             assert "WatchRun" in cut.message
             assert await server.ended() == 0
-        async with running(tmp_path, env, *STORE) as (_, client):
+        async with running(tmp_path, env, "--store", shared_store) as (_, client):
             assert (await client.run("run-1")).status == runs_pb2.RUN_STATUS_COMPLETED
             assert (await client.run(paused.run.run_id)).status == PAUSED
 
@@ -127,12 +128,14 @@ async def _shutting_down(client: Client) -> None:
     assert answer.retry_seconds is not None
 
 
-async def test_a_server_that_is_told_to_stop_leaves_what_does_not_end_to_the_next(tmp_path: Path) -> None:
+async def test_a_server_that_is_told_to_stop_leaves_what_does_not_end_to_the_next(
+    tmp_path: Path, shared_store: str
+) -> None:
     """After the grace time callers are told to attach again, and whoever starts next goes on with the runs at once."""
     replies = [silent("Half", after=1), silent(before_headers=True), says("One."), says("Two.")]
     async with upstream_of(*replies) as upstream:
         env = environment(upstream, AGENT_SERVICE_GRACE_SECONDS="0.1", AGENT_SERVICE_LEASE_SECONDS="3600")
-        async with running(tmp_path, env, *STORE) as (server, client):
+        async with running(tmp_path, env, "--store", shared_store) as (server, client):
             stream = client.agent.Stream(pb.StreamRequest(step=step("Hi", run_id="run-1"), stream_tokens=True))
             await stream.initial_metadata()
             waiting = asyncio.ensure_future(client.agent.Step(step("Hi", run_id="run-2")))
@@ -144,7 +147,7 @@ async def test_a_server_that_is_told_to_stop_leaves_what_does_not_end_to_the_nex
             told = [line["event"] for line in server.log]
             assert "stopping" in told
             assert told[-1] == "stopped"
-        async with running(tmp_path, env, *STORE) as (_, client):
+        async with running(tmp_path, env, "--store", shared_store) as (_, client):
             for run_id in ("run-1", "run-2"):
                 answer = await client.ask("Hi", run_id=run_id)
                 assert answer.run.status == runs_pb2.RUN_STATUS_COMPLETED

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -29,6 +28,7 @@ from agent_service.stores.sqlite_presence import Presence
 from tests.scripted_openai import ScriptedOpenAI, calls, fails, says
 from tests.service import SECRET, Client, serving
 from tests.store_contract import TENANT, Clock, counter, new_run, opened
+from tests.stored import edit, edit_bodies
 
 pytestmark = pytest.mark.anyio
 
@@ -93,7 +93,7 @@ async def delete(client: Client, conversation_id: str) -> None:
 
 @asynccontextmanager
 async def two(script: Any, store: str) -> AsyncIterator[tuple[Client, Client]]:
-    """Two services on one file."""
+    """Two services on one store."""
     async with ScriptedOpenAI(script) as upstream, serving(upstream, store) as a, serving(upstream, store) as b:
         yield a, b
 
@@ -169,26 +169,25 @@ async def test_a_file_has_one_lock_whatever_path_leads_to_it(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("damage", ["codec = 999", "body = '{}'"])
-async def test_a_run_that_cannot_be_read_holds_up_no_other(tmp_path: Path, damage: str) -> None:
+async def test_a_run_that_cannot_be_read_holds_up_no_other(shared_store: str, damage: str) -> None:
     """It is overdue, and of a newer program or damaged: a queued run of another conversation begins all the same. What
     is of a newer program is left to that."""
-    store = str(tmp_path / "runs.sqlite3")
     async with ScriptedOpenAI([CALL, CALL, says("My turn.")]) as upstream:
-        async with serving(upstream, store) as client:
+        async with serving(upstream, shared_store) as client:
             await client.ask("Unreadable", SECRET, run_id="bad")
             paused = await client.ask("First", SECRET, run_id="before")
             conversation = paused.run.conversation_id
             await client.ask("Second", run_id="queued", conversation_id=conversation, on_busy=ENQUEUE, background=True)
-        with closing(sqlite3.connect(store, isolation_level=None)) as db:
-            db.execute(f"UPDATE runs SET pause_expire_time = 1, {damage} WHERE run_id = 'bad'")
-            db.execute(
-                "UPDATE runs SET pause_expire_time = 1, body = json_set(body, '$.pause_expire_time', 1) "
-                "WHERE run_id = 'before'"
-            )
-        async with opened(store) as kept:
+        await edit_bodies(shared_store, "runs", "run_id = 'before'", pause_expire_time=1)
+        await edit(
+            shared_store,
+            "UPDATE runs SET pause_expire_time = 1 WHERE run_id IN ('bad', 'before')",
+            f"UPDATE runs SET {damage} WHERE run_id = 'bad'",
+        )
+        async with opened(shared_store) as kept:
             due = {run_id for _, run_id in await kept.store.due_runs(9)}
             assert due == ({"before"} if "codec" in damage else {"before", "bad"})
-        async with serving(upstream, store) as client:
+        async with serving(upstream, shared_store) as client:
             events = await asyncio.wait_for(client.watch("queued"), BOUND)
     assert events[-1].run_stopped.status == runs_pb2.RUN_STATUS_COMPLETED
 
@@ -206,9 +205,9 @@ async def test_who_watches_an_interrupted_run_that_is_deleted_is_told(store: str
 
 
 @pytest.mark.parametrize("what", ["run", "conversation"])
-async def test_who_watches_a_run_that_another_process_deletes_is_told(tmp_path: Path, what: str) -> None:
+async def test_who_watches_a_run_that_another_process_deletes_is_told(shared_store: str, what: str) -> None:
     """That it is no more; nobody watches for ever."""
-    async with two([fails(503, "Busy.")], str(tmp_path / "runs.sqlite3")) as (a, b):
+    async with two([fails(503, "Busy.")], shared_store) as (a, b):
         run = (await a.ask("Hello")).run
         async with watching(a, run.run_id, run.last_sequence) as ending:
             await (b.delete(run.run_id) if what == "run" else delete(b, run.conversation_id))

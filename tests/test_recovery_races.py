@@ -7,7 +7,6 @@ import sqlite3
 import sys
 import threading
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -75,18 +74,18 @@ async def test_a_run_that_was_left_to_others_gets_no_heartbeat(supervisor: Super
 
 
 async def test_the_end_of_a_server_cancels_no_run_for_a_caller_that_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is the server that leaves, also if it has to break off a stream of which nothing is read: the run goes on in
     the next process, whatever its caller wanted to happen when itself left."""
     monkeypatch.setattr(wiring, "_STOP_SECONDS", 0.1)
-    file, count = str(tmp_path / "runs.sqlite3"), 20_000
+    count = 20_000
     flood = silent(says(["a token of some text "] * count), after=count)
     request = pb.StreamRequest(
         step=step("Hi", run_id="run-1", on_disconnect=pb.ON_DISCONNECT_CANCEL), stream_tokens=True
     )
     async with ScriptedOpenAI([flood, says("Whole.")]) as upstream, AsyncExitStack() as stack:
-        async with serving(upstream, file) as client:
+        async with serving(upstream, shared_store) as client:
             narrow = await stack.enter_async_context(grpc.aio.insecure_channel(client.target, options=NARROW))
             stalled: Any = agent_service_pb2_grpc.AgentServiceStub(narrow).Stream(request)
             await stalled.read()
@@ -95,7 +94,7 @@ async def test_the_end_of_a_server_cancels_no_run_for_a_caller_that_stays(
                 shown += len(response.event.text_delta.text)
                 if shown >= count * 20:
                     break
-        async with serving(upstream, file) as client:
+        async with serving(upstream, shared_store) as client:
             events = await asyncio.wait_for(client.watch("run-1"), 20)
             assert events[-1].run_stopped.status == runs_pb2.RUN_STATUS_COMPLETED
 
@@ -185,10 +184,10 @@ async def test_a_tool_that_hangs_in_its_thread_holds_up_nothing() -> None:
             await process.wait()
 
 
-async def test_a_store_closes_while_all_threads_of_the_loop_are_at_work(tmp_path: Path) -> None:
+async def test_a_store_closes_while_all_threads_of_the_loop_are_at_work(shared_store: str) -> None:
     """What a library does in the loop's pool may never end."""
     over = threading.Event()
-    async with opened(str(tmp_path / "runs.sqlite3")) as kept:
+    async with opened(shared_store) as kept:
         busy = [asyncio.ensure_future(asyncio.to_thread(over.wait)) for _ in range(32)]
         await asyncio.sleep(0)
         try:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import re
-import sqlite3
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +13,8 @@ from google.protobuf.duration_pb2 import Duration
 
 from scripts.errors_page import documented
 from tests.scripted_openai import Reply, ScriptedOpenAI, calls, empty, fails, says, silent
-from tests.service import SECRET, Client, lost_twice, returned, serving
+from tests.service import SECRET, Client, returned, serving
+from tests.stored import edit, lost_twice
 
 pytestmark = pytest.mark.anyio
 
@@ -81,16 +79,15 @@ async def test_a_run_that_goes_wrong_says_why(reason: str, store: str) -> None:
         assert answer.run == run
 
 
-async def test_a_run_that_lost_its_server_again_and_again_is_set_aside(tmp_path: Path) -> None:
-    """The next server on the same file does not go on with it, and a new message of the conversation is answered."""
-    store = str(tmp_path / "runs.sqlite3")
+async def test_a_run_that_lost_its_server_again_and_again_is_set_aside(shared_store: str) -> None:
+    """The next server on the same store does not go on with it, and a new message of the conversation is answered."""
     async with ScriptedOpenAI(RUNS["RUN_LOST_REPEATEDLY"].script) as upstream:
-        async with serving(upstream, store) as client:
+        async with serving(upstream, shared_store) as client:
             await client.ask("Go.", run_id="run_8f", background=True)
             await upstream.wait_for_requests(1)
         upstream.add(says("Here I am."))
-        lost_twice(store)
-        async with serving(upstream, store) as client:
+        await lost_twice(shared_store)
+        async with serving(upstream, shared_store) as client:
             run = await check(client, "run_8f", "RUN_LOST_REPEATEDLY")
             answer = await client.ask("Are you there?", conversation_id=run.conversation_id)
             assert answer.messages[-1].assistant.text == "Here I am."
@@ -109,16 +106,14 @@ async def test_a_run_that_a_call_ends_because_nobody_answered_it(store: str) -> 
         await check(client, "run_8f", "CALL_TIMED_OUT", {"tool_call_id": call.tool_call_id})
 
 
-async def test_a_run_that_trips_over_the_unforeseen_fails_without_telling_inner_text(tmp_path: Path) -> None:
-    """A message is gone from the file, so that no request can be built: the error holds an id for the log, no more."""
-    store = str(tmp_path / "runs.sqlite3")
+async def test_a_run_that_trips_over_the_unforeseen_fails_without_telling_inner_text(shared_store: str) -> None:
+    """A message is gone from the store, so that no request can be built: the error holds an id for the log, no more."""
     async with ScriptedOpenAI(RUNS["INTERNAL"].script) as upstream:
-        async with serving(upstream, store) as client:
+        async with serving(upstream, shared_store) as client:
             paused = (await client.ask("Go.", SECRET, run_id="run_8f")).run
-        with closing(sqlite3.connect(store, isolation_level=None)) as db:
-            db.execute("DELETE FROM messages WHERE kind = 'tool_call'")
-            db.execute("DELETE FROM events WHERE position = 2")
-        async with serving(upstream, store) as client:
+        forget = ("DELETE FROM messages WHERE kind = 'tool_call'", "DELETE FROM events WHERE position = 2")
+        await edit(shared_store, *forget)
+        async with serving(upstream, shared_store) as client:
             (call,) = paused.pending_tool_calls
             answer = await client.answer("run_8f", returned(call, "AZURE"))
             assert answer.run.status == runs_pb2.RUN_STATUS_FAILED

@@ -1,4 +1,4 @@
-"""Random interleavings of everything that can happen to runs, on both kinds of store, against a small model of them.
+"""Random interleavings of everything that can happen to runs, on each kind of store, against a small model of them.
 
 The model knows the rules of runs in its own words; it shares no code with the moves it checks.
 """
@@ -6,11 +6,9 @@ The model knows the rules of runs in its own words; it shares no code with the m
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from hypothesis import settings
@@ -57,6 +55,7 @@ from tests.store_contract import (
     submitted,
     timed,
 )
+from tests.stored import emptied, in_postgres
 
 T = TypeVar("T")
 CONVERSATION = "conv_run_1"
@@ -96,22 +95,21 @@ class Asked:
 
 
 class RunMachine(RuleBasedStateMachine):
-    """One conversation on a store in memory and on one in a file, which must agree with each other and the model."""
+    """One conversation in memory and on a store that lasts, which must agree with each other and the model."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: str) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.stack = AsyncExitStack()
-        self.folder = self.stack.enter_context(tempfile.TemporaryDirectory())
-        self.kept: list[Kept] = self.loop.run_until_complete(self._open())
+        self.kept: list[Kept] = self.loop.run_until_complete(self._open(store))
         self.runs: list[BelievedRun] = []
         self.asked: list[Asked] = []
         self.messages: list[Message] = []
         self.numbers = 0
 
-    async def _open(self) -> list[Kept]:
-        path = str(Path(self.folder) / "runs.sqlite3")
-        return [await self.stack.enter_async_context(opened(setting)) for setting in ("memory", path)]
+    async def _open(self, store: str) -> list[Kept]:
+        both = ("memory", await emptied(store))
+        return [await self.stack.enter_async_context(opened(setting)) for setting in both]
 
     def both(self, call: Callable[[Kept], Awaitable[Any]]) -> Any:
         """The result of a call on both stores, which is the same, or the error that both raise."""
@@ -427,8 +425,8 @@ class RunMachine(RuleBasedStateMachine):
                 assert run.events == read
             assert self.messages == seen
             self._check_history()
-            memory, file = (kept.told for kept in self.kept)
-            assert memory == file
+            memory, lasting = (kept.told for kept in self.kept)
+            assert memory == lasting
             told = [event for _, run_id, events in memory for event in events if run_id == "run_1"]
             assert not self.runs or told == self.runs[0].events
         finally:
@@ -453,9 +451,19 @@ class RunMachine(RuleBasedStateMachine):
         assert outcomes == believed
 
 
-def test_any_interleaving_follows_the_rules_on_every_store() -> None:
+def test_any_interleaving_follows_the_rules_on_every_store(shared_store: str) -> None:
     """Starts, answers, tools, submits, cancels and crashes in any order: one outcome a call, one end a run, no gap."""
+
+    class Machine(RunMachine):
+        def __init__(self) -> None:
+            super().__init__(shared_store)
+
     bounded = settings(
-        max_examples=80, stateful_step_count=40, deadline=None, derandomize=True, database=None, print_blob=False
+        max_examples=20 if in_postgres(shared_store) else 80,  # A move takes several times as long there.
+        stateful_step_count=40,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        print_blob=False,
     )
-    run_state_machine_as_test(RunMachine, settings=bounded)
+    run_state_machine_as_test(Machine, settings=bounded)

@@ -350,7 +350,7 @@ async def test_what_is_published_can_be_read(store: str) -> None:
     def publish(tenant: str, run_id: str, events: tuple[Event, ...]) -> None:
         reads.append((events[-1].sequence, asyncio.ensure_future(opened_store.get_run(tenant, run_id))))
 
-    opened_store = open_store(store, publish, Clock())
+    opened_store = await open_store(store, publish, Clock())
     await opened_store.start(TENANT, new_run())
     await opened_store.owner_move(Claim(TENANT, "run_1", 1), moved(record_answer, step(client("call_1"))))
     await opened_store.move(TENANT, "run_1", moved(cancel))

@@ -1,4 +1,4 @@
-"""Two server processes on one file: each knows what the other does, and of each race one wins."""
+"""Two server processes on one store: each knows what the other does, and of each race one wins."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ CALLS = calls(*(("get_secret_code", {"name": name}) for name in NAMES))
 
 
 @asynccontextmanager
-async def pair(folder: Path, script: Any) -> AsyncIterator[tuple[ScriptedOpenAI, Desk, Any, Any]]:
+async def pair(folder: Path, store: str, script: Any) -> AsyncIterator[tuple[ScriptedOpenAI, Desk, Any, Any]]:
     """A model endpoint, a desk for server tools, and two servers with their clients."""
-    flags = ("--store", "runs.sqlite3")
+    flags = ("--store", store)
     async with ScriptedOpenAI(script, api_key=API_KEY) as upstream, Desk() as desk:
         env = environment(upstream, **desk.environment)
         async with running(folder, env, *flags) as a, running(folder, env, *flags) as b:
@@ -70,10 +70,12 @@ class Watcher:
         return self.events[-1]
 
 
-async def test_a_background_run_is_answered_from_the_inbox_of_another_process(tmp_path: Path) -> None:
+async def test_a_background_run_is_answered_from_the_inbox_of_another_process(
+    tmp_path: Path, shared_store: str
+) -> None:
     """Started at one, listed and answered at the other, and watched from its beginning at the first, while nobody waits
     for it."""
-    async with pair(tmp_path, [CALLS, says("Done.")]) as (upstream, _, (_, here), (_, there)):
+    async with pair(tmp_path, shared_store, [CALLS, says("Done.")]) as (upstream, _, (_, here), (_, there)):
         run = (await here.ask("Codes?", SECRET, background=True)).run
         watcher = Watcher(here, run.run_id)
         while len(found := (await there.waiting(agent_id="default")).calls) < len(NAMES):
@@ -85,9 +87,14 @@ async def test_a_background_run_is_answered_from_the_inbox_of_another_process(tm
         upstream.check_histories()
 
 
-async def test_a_conversation_made_anew_has_nothing_of_the_one_before(tmp_path: Path) -> None:
+async def test_a_conversation_made_anew_has_nothing_of_the_one_before(tmp_path: Path, shared_store: str) -> None:
     """Also at a process that knows the earlier one by heart, and was not told that another one deleted it."""
-    async with pair(tmp_path, [says("One."), says("Two."), says("Three.")]) as (upstream, _, (_, here), (_, there)):
+    async with pair(tmp_path, shared_store, [says("One."), says("Two."), says("Three.")]) as (
+        upstream,
+        _,
+        (_, here),
+        (_, there),
+    ):
         for client in (here, there, here):
             await client.registry.CreateConversation(registry_pb.CreateConversationRequest(conversation_id="conv-1"))
             await client.ask("Hi", conversation_id="conv-1")
@@ -95,7 +102,9 @@ async def test_a_conversation_made_anew_has_nothing_of_the_one_before(tmp_path: 
             await there.registry.DeleteConversation(registry_pb.DeleteConversationRequest(conversation_id="conv-1"))
 
 
-async def test_a_watcher_at_another_process_gets_every_durable_event_promptly(tmp_path: Path) -> None:
+async def test_a_watcher_at_another_process_gets_every_durable_event_promptly(
+    tmp_path: Path, shared_store: str
+) -> None:
     """It is told that it gets no deltas, and then the same durable events as a watcher at the owner, within a second
     each, over model calls, tools and a pause that is answered through either process.
     """
@@ -106,7 +115,7 @@ async def test_a_watcher_at_another_process_gets_every_durable_event_promptly(tm
         calls(("get_secret_code", {"name": "Bob"})),
         says("Done."),
     ]
-    async with pair(tmp_path, replies) as (upstream, desk, (_, at_a), (_, at_b)):
+    async with pair(tmp_path, shared_store, replies) as (upstream, desk, (_, at_a), (_, at_b)):
         await at_a.ask("Hi", run_id="slow", background=True)
         here, there = Watcher(at_a, "slow"), Watcher(at_b, "slow")
         await asyncio.gather(here.attached(), there.attached())
@@ -134,10 +143,10 @@ def _same_and_prompt(one: Watcher, other: Watcher) -> None:
     assert max(late.values()) < PROMPT, late
 
 
-async def test_a_run_is_cancelled_through_any_process(tmp_path: Path) -> None:
+async def test_a_run_is_cancelled_through_any_process(tmp_path: Path, shared_store: str) -> None:
     """Within a second its owner closes the model connection or cancels the tool, and watchers there see the end."""
     replies = [silent("Half", after=1), calls(("look_up", {"name": "Alice"}))]
-    async with pair(tmp_path, replies) as (upstream, desk, (a, at_a), (_, at_b)):
+    async with pair(tmp_path, shared_store, replies) as (upstream, desk, (a, at_a), (_, at_b)):
         await at_a.ask("Hi", run_id="asking", background=True)
         await upstream.wait_for_requests(1)
         await at_a.ask("Hi", run_id="executing", background=True)
@@ -162,11 +171,11 @@ def _asked(request: Request) -> Any:
     return says("Done.") if request.new_returns else CALLS
 
 
-async def test_of_racing_submits_at_two_processes_each_is_taken_once(tmp_path: Path) -> None:
+async def test_of_racing_submits_at_two_processes_each_is_taken_once(tmp_path: Path, shared_store: str) -> None:
     """Three submits of one call each, and then two equal ones of all calls, all at the same moment: nobody hangs, and
     the model is asked once.
     """
-    async with pair(tmp_path, _asked) as (upstream, _, (_, at_a), (_, at_b)):
+    async with pair(tmp_path, shared_store, _asked) as (upstream, _, (_, at_a), (_, at_b)):
         for number in range(ROUNDS):
             for equal in (False, True):
                 paused = await (at_a, at_b)[number % 2].ask("Codes?", SECRET)
@@ -187,9 +196,9 @@ async def test_of_racing_submits_at_two_processes_each_is_taken_once(tmp_path: P
         upstream.check_histories()
 
 
-async def test_a_run_started_at_two_processes_at_once_is_one_run(tmp_path: Path) -> None:
+async def test_a_run_started_at_two_processes_at_once_is_one_run(tmp_path: Path, shared_store: str) -> None:
     """Both callers get the same answer, and the model is asked once."""
-    async with pair(tmp_path, lambda request: says("Hello.")) as (upstream, _, (_, at_a), (_, at_b)):
+    async with pair(tmp_path, shared_store, lambda request: says("Hello.")) as (upstream, _, (_, at_a), (_, at_b)):
         for number in range(ROUNDS):
             async with asyncio.timeout(10):
                 one, other = await asyncio.gather(*(c.ask("Hi", run_id=f"run-{number}") for c in (at_a, at_b)))

@@ -90,13 +90,12 @@ async def test_what_is_given_out_at_once_fits_into_an_answer(store: str) -> None
         assert sorted(got) == people
 
 
-async def test_workers_of_two_processes_never_get_the_same_call(tmp_path: Any) -> None:
-    """Two services on one file, asked at once, fifty times for three calls."""
-    path = str(tmp_path / "runs.sqlite3")
+async def test_workers_of_two_processes_never_get_the_same_call(shared_store: str) -> None:
+    """Two services on one store, asked at once, fifty times for three calls."""
     async with (
         ScriptedOpenAI([THREE] * 50) as upstream,
-        serving(upstream, path) as here,
-        serving(upstream, path) as there,
+        serving(upstream, shared_store) as here,
+        serving(upstream, shared_store) as there,
     ):
         for _ in range(50):
             run = (await here.ask("Codes?", SECRET)).run
@@ -181,15 +180,14 @@ async def test_every_watcher_is_told_at_once(store: str, monkeypatch: pytest.Mon
 
 
 async def test_what_another_process_writes_is_told_without_looking(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    shared_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two services on one file: calls, claims and answers of the one, a watcher of the other."""
+    """Two services on one store: calls, claims and answers of the one, a watcher of the other."""
     monkeypatch.setattr(inbox, "LOOK_SECONDS", 3600.0)
-    path = str(tmp_path / "runs.sqlite3")
     async with (
         ScriptedOpenAI([CALL, says("It is A-1.")]) as upstream,
-        serving(upstream, path) as here,
-        serving(upstream, path) as there,
+        serving(upstream, shared_store) as here,
+        serving(upstream, shared_store) as there,
         watched(here) as stream,
     ):
         await synced(stream)

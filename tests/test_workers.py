@@ -24,7 +24,8 @@ from tests.tool_desk import Desk
 
 pytestmark = pytest.mark.anyio
 
-TWO = ("--workers", "2", "--store", "my runs.sqlite3")
+TWO = ("--workers", "2")
+FILE = ("--store", "my runs.sqlite3")
 ALONE = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
 """A connection of its own for each channel."""
 COMPLETED = runs_pb2.RUN_STATUS_COMPLETED
@@ -37,11 +38,11 @@ def answer(request: Request) -> Any:
 
 
 @asynccontextmanager
-async def workers(folder: Path, *flags: str) -> AsyncIterator[tuple[ServerProcess, Client, Desk, dict[str, str]]]:
+async def workers(folder: Path, store: str) -> AsyncIterator[tuple[ServerProcess, Client, Desk, dict[str, str]]]:
     """Two workers whose server tool asks at the desk, and which take over lost runs after a second."""
     async with ScriptedOpenAI(answer, api_key=API_KEY) as upstream, Desk() as desk:
         env = environment(upstream, **desk.environment, AGENT_SERVICE_LEASE_SECONDS="1")
-        async with running(folder, env, *TWO, *flags) as (server, client):
+        async with running(folder, env, *TWO, "--store", store) as (server, client):
             yield server, client, desk, env
 
 
@@ -92,11 +93,11 @@ async def gone(*pids: int) -> None:
     raise AssertionError(f"still there: {left}")
 
 
-async def test_workers_share_the_connections_and_the_runs_of_a_killed_one(tmp_path: Path) -> None:
+async def test_workers_share_the_connections_and_the_runs_of_a_killed_one(tmp_path: Path, shared_store: str) -> None:
     """Both take connections of the one address that is told. When one is killed its run goes on in the other, a new one
     takes its place, and SIGTERM ends all of them with 0. The process that keeps them never loads gRPC.
     """
-    async with workers(tmp_path) as (server, client, desk, _):
+    async with workers(tmp_path, shared_store) as (server, client, desk, _):
         pids = await ready(server)
         assert len(pids) == 2
         assert server.process.pid not in pids
@@ -136,16 +137,16 @@ async def _rest_of(server: ServerProcess) -> bytes:
     return await server.process.stdout.read()
 
 
-async def test_workers_end_with_the_process_that_keeps_them(tmp_path: Path) -> None:
-    """Killed with -9 it takes them with it, and a new start on the same port and file goes on with what they did."""
-    async with workers(tmp_path) as (server, client, desk, env):
+async def test_workers_end_with_the_process_that_keeps_them(tmp_path: Path, shared_store: str) -> None:
+    """Killed with -9 it takes them with it, and a new start on the same port and store goes on with what they did."""
+    async with workers(tmp_path, shared_store) as (server, client, desk, env):
         pids = await ready(server)
         await client.ask("Hi", run_id="run-1", background=True)
         execution = await desk.execution()
         await server.kill()
         await gone(*pids)
         port = server.target.rpartition(":")[2]
-        async with running(tmp_path, env, *TWO, "--port", port) as (second, client):
+        async with running(tmp_path, env, *TWO, "--store", shared_store, "--port", port) as (second, client):
             assert second.target == server.target
             again = await desk.execution()
             assert (again.tool_call_id, again.attempt) == (execution.tool_call_id, 2)
@@ -169,7 +170,7 @@ async def test_flags_reach_the_workers(tmp_path: Path) -> None:
     flags = ("--host", "0.0.0.0", "--insecure-any-address", "--agents-file", "my agents.toml", "--tools", "loud")
     script = [calls(("shout", {})), says("Done.")]
     async with ScriptedOpenAI(script, api_key=API_KEY) as upstream:
-        process, log_path = await launch(tmp_path, environment(upstream), *TWO, *flags, "--log-level", "warning")
+        process, log_path = await launch(tmp_path, environment(upstream), *TWO, *FILE, *flags, "--log-level", "warning")
         assert process.stdout is not None
         try:
             said = [(await asyncio.wait_for(process.stdout.readline(), 30)).decode() for _ in range(3)]
@@ -197,13 +198,13 @@ async def test_workers_that_cannot_start_are_told_in_one_line(tmp_path: Path) ->
         env = environment(upstream)
         line = await refused(tmp_path, env, "--workers", "2", "--store", "memory")
         assert all(word in line for word in ("workers", "memory", "SQLite"))
-        line = await refused(tmp_path, env, *TWO, "--tools", "no_such_module")
+        line = await refused(tmp_path, env, *TWO, *FILE, "--tools", "no_such_module")
         assert "no_such_module" in line
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
             port = str(taken.getsockname()[1])
-            line = await refused(tmp_path, env, *TWO, "--port", port)
+            line = await refused(tmp_path, env, *TWO, *FILE, "--port", port)
             assert f"127.0.0.1:{port}" in line
             assert "another server" in line
 
@@ -232,7 +233,7 @@ async def test_workers_that_are_still_starting_can_be_stopped(tmp_path: Path) ->
     endpoint = await asyncio.start_server(silent, "127.0.0.1", 0)
     port = endpoint.sockets[0].getsockname()[1]
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "agent_service", "serve", "--port", "0", *TWO),
+        *(sys.executable, "-m", "agent_service", "serve", "--port", "0", *TWO, *FILE),
         cwd=tmp_path,
         env=os.environ | {"OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1", "OPENAI_API_KEY": API_KEY},
     )
