@@ -154,7 +154,7 @@ def load_settings(**flags: object) -> Settings:
         )
     if settings.workers > 1 and settings.store == MEMORY:
         raise SettingsError(
-            f"workers: {settings.workers} processes cannot share a store in memory; name a SQLite file or a PostgreSQL database"
+            f"workers: {settings.workers} processes cannot share a store in memory; name a SQLite file or PostgreSQL"
         )
     return settings
 

@@ -7,9 +7,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from agent_service.stores.postgres import PostgresStore
-from agent_service.stores.postgres_registry import PostgresRegistry
-
 from agent_service.domain.draft import Snapshot
 from agent_service.domain.message import Message, UserContent
 from agent_service.domain.moves import PlannedCall, StepRecord, cancel, fail, record_answer
@@ -32,6 +29,8 @@ from agent_service.engine.registry import Registry
 from agent_service.engine.store import RunStore
 from agent_service.stores.memory import MemoryStore
 from agent_service.stores.memory_registry import MemoryRegistry
+from agent_service.stores.postgres import PostgresStore
+from agent_service.stores.postgres_registry import PostgresRegistry
 from agent_service.stores.sqlite import SqliteStore
 from agent_service.stores.sqlite_registry import SqliteRegistry
 from tests.store_contract import FIRST, GONE, SECOND, TENANT, Clock, open_store

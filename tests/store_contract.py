@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_service.stores.postgres import PostgresStore
 
 from agent_service.domain.draft import Draft, NewId, Snapshot
 from agent_service.domain.errors import AgentServiceError, Reason
@@ -37,6 +36,7 @@ from agent_service.domain.tool import Executor, ToolSchema
 from agent_service.engine.loop import moved
 from agent_service.engine.store import Publish, RunStore
 from agent_service.stores.memory import MemoryStore
+from agent_service.stores.postgres import PostgresStore
 from agent_service.stores.sqlite import SqliteStore
 from tests.stored import in_postgres
 

@@ -32,7 +32,7 @@ async def emptied(store: str) -> str:
             # Many times as fast as to truncate the tables, or to make them anew.
             tables = await database.fetch(f"{_TABLES} AND tablename <> 'schema_version'")
             await database.execute("SET session_replication_role = replica")
-            await database.execute("".join(f"DELETE FROM {table};" for (table,) in tables))
+            await database.execute("".join(f"DELETE FROM {table};" for (table,) in tables) or "SELECT")
     else:
         for file in Path(store).parent.glob(f"{Path(store).name}*"):
             file.unlink()

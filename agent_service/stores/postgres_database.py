@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import asyncpg
 
@@ -16,10 +16,10 @@ from agent_service.stores.urls import without_password
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
-    Connection = asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
-
 T = TypeVar("T")
-Work = Callable[["Connection"], Awaitable[T]]
+# A text, since only type checkers know the parameters of these classes.
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
+Work = Callable[[Connection], Awaitable[T]]
 
 SCHEMA_VERSION = 1
 """The last file in `postgres_schema/`; each file takes a database from the version before it."""
