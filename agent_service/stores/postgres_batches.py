@@ -54,6 +54,7 @@ class Batches(Generic[A]):
         self._doubt = doubt
         self._waiting: deque[Job[A]] = deque()
         self._under_way: set[Hashable] = set()
+        self._free_lanes = LANES
         self._lanes: set[asyncio.Task[None]] = set()
 
     async def put(self, key: Hashable, what: A) -> Any:
@@ -72,7 +73,8 @@ class Batches(Generic[A]):
             await asyncio.wait(self._lanes)
 
     def _open_lane(self) -> None:
-        if len(self._lanes) < LANES and (batch := self._take()):
+        if self._free_lanes and (batch := self._take()):
+            self._free_lanes -= 1
             lane = asyncio.create_task(self._drain(batch))
             self._lanes.add(lane)
             lane.add_done_callback(self._lanes.discard)
@@ -85,6 +87,8 @@ class Batches(Generic[A]):
                 if not job.done.done():
                     job.done.set_result(None)
             batch = self._take()
+        # At once: a task has not ended yet for those who ask now, and what they put would wait for ever.
+        self._free_lanes += 1
 
     def _take(self) -> list[Job[A]]:
         """The first of those that wait, one for each key of which nothing is under way."""

@@ -37,6 +37,12 @@ _SERVER_SETTINGS = {
     "synchronous_commit": "on",
     # Statements are short; compiling them would take longer.
     "jit": "off",
+    # A statement is planned once for each connection: planning takes longer than to execute it. A plan made while the
+    # tables were almost empty must still be good when they are not, so each goes by the indexes.
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
 }
 
 _CLASHES = (asyncpg.TransactionRollbackError, asyncpg.UniqueViolationError)

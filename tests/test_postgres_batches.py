@@ -1,0 +1,75 @@
+"""Group commit, apart from the database: what waits together is written together, and nothing waits for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import pytest
+
+from agent_service.stores.postgres_batches import LANES, MAX_BATCH, Batches, Job
+from agent_service.stores.postgres_database import Connection, Database
+
+pytestmark = pytest.mark.anyio
+
+
+class Commits:
+    """Where a database is: each commit takes some turns of the event loop, or waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+        self.sizes: list[int] = []
+        self.at_once = 0
+
+    async def write(self, work: Any, done: Callable[[None], None], *, attempts: int) -> None:
+        """Does the work and says so."""
+        self.at_once += 1
+        await work(None)
+        await asyncio.sleep(0)
+        await self.may_end.wait()
+        self.at_once -= 1
+        done(None)
+
+    async def note(self, _: Connection, jobs: Sequence[Job[str]]) -> None:
+        """Writes: the results are what was asked."""
+        self.sizes.append(len(jobs))
+        for job in jobs:
+            job.result = job.what
+
+
+def batches(commits: Commits) -> Batches[str]:
+    """Group commit on these commits."""
+    return Batches(cast(Database, commits), commits.note, lambda told: None, lambda: None)
+
+
+async def test_whoever_asks_in_the_moment_a_batch_ends_is_served() -> None:
+    """Callers who ask again as soon as they are answered are all answered, however their questions fall together."""
+    writes = batches(Commits())
+
+    async def caller(name: int) -> None:
+        for turn in range(50):
+            assert await writes.put(name, f"{name}.{turn}") == f"{name}.{turn}"
+
+    for count in range(1, 9):
+        async with asyncio.timeout(10):
+            await asyncio.gather(*(caller(name) for name in range(count)))
+
+
+async def test_what_waits_is_written_together_and_no_key_twice_at_once() -> None:
+    """While commits are held up, what comes waits; then it goes in few batches, those of one key one by one."""
+    commits = Commits()
+    writes = batches(commits)
+    commits.may_end.clear()
+    first = [asyncio.create_task(writes.put(name, "first")) for name in range(LANES)]
+    await asyncio.sleep(0)
+    same = [asyncio.create_task(writes.put("same", str(number))) for number in range(3)]
+    others = [asyncio.create_task(writes.put(f"other {number}", "")) for number in range(MAX_BATCH + 10)]
+    await asyncio.sleep(0)
+    assert commits.at_once == LANES
+    commits.may_end.set()
+    assert await asyncio.gather(*same) == ["0", "1", "2"]
+    await asyncio.gather(*first, *others)
+    assert max(commits.sizes) == MAX_BATCH
+    assert len(commits.sizes) < LANES + 3 + 3
