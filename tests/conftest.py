@@ -40,8 +40,10 @@ async def _one_event_loop(anyio_backend: str) -> AsyncIterator[None]:
 def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test depends on who runs it."""
     for name in list(os.environ):
-        if name.startswith(("OPENAI_", "AGENT_SERVICE_")) or name.lower().endswith("_proxy"):
+        if name.startswith(("OPENAI_", "AGENT_SERVICE_", "PG")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
+    # To ask for encryption, which the servers of the tests do not have, takes longer than the rest of a connection.
+    monkeypatch.setenv("PGSSLMODE", "disable")
 
 
 @pytest.fixture(autouse=True)
