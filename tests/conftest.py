@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from agent_service import wiring
 from agent_service.engine.supervisor import Supervisor
+from agent_service.stores.postgres import PostgresStore
 from tests.postgres import MISSING, Postgres, postgres
+from tests.store_contract import Clock
 from tests.stored import emptied
 
 
@@ -34,8 +40,10 @@ async def _one_event_loop(anyio_backend: str) -> AsyncIterator[None]:
 def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test depends on who runs it."""
     for name in list(os.environ):
-        if name.startswith(("OPENAI_", "AGENT_SERVICE_")) or name.lower().endswith("_proxy"):
+        if name.startswith(("OPENAI_", "AGENT_SERVICE_", "PG")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
+    # To ask for encryption, which the servers of the tests do not have, takes longer than the rest of a connection.
+    monkeypatch.setenv("PGSSLMODE", "disable")
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +91,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = [report for report in terminalreporter.getreports("skipped") if MISSING in str(report.longrepr)]
     if skipped:
         terminalreporter.write_line(f"{len(skipped)} tests were skipped: {MISSING}", yellow=True)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the stores of services that start from now on. It stands until the test moves it."""
+    clock = Clock()
+    clock.now = time.time_ns()
+    monkeypatch.setattr(wiring, "time", SimpleNamespace(time_ns=clock))
+    monkeypatch.setattr(PostgresStore, "open", partial(PostgresStore.open, clock=clock))
+    return clock
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ class Postgres:
         return [self._process.pid, *_children(self._process.pid)]
 
     def start(self) -> None:
-        """Returns when it takes connections."""
+        """Returns when it takes connections. It ends with the thread that calls this, if not before."""
         settings = [
             *(f"port={self.port}", "listen_addresses=127.0.0.1", "unix_socket_directories="),
             *("max_connections=200", "shared_buffers=32MB", "dynamic_shared_memory_type=mmap"),

@@ -38,7 +38,7 @@ from agent_service.engine.store import Publish, RunStore
 from agent_service.stores.memory import MemoryStore
 from agent_service.stores.postgres import PostgresStore
 from agent_service.stores.sqlite import SqliteStore
-from tests.stored import in_postgres
+from agent_service.stores.urls import is_postgres
 
 TENANT = "acme"
 OTHER = "globex"
@@ -70,7 +70,7 @@ async def open_store(setting: str, publish: Publish, clock: Clock) -> RunStore:
     """The store of this setting: "memory", a path, or the URL of a database."""
     if setting == "memory":
         return MemoryStore(publish=publish, clock=clock, new_id=counter())
-    if in_postgres(setting):
+    if is_postgres(setting):
         return await PostgresStore.open(setting, publish=publish, clock=clock, new_id=counter())
     return SqliteStore(Path(setting), publish=publish, clock=clock, new_id=counter())
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import asyncpg
 
+from agent_service.stores.urls import is_postgres
+
 SCHEMA = "agent_service"
 """Where the tables are in a PostgreSQL database."""
 
@@ -18,14 +20,9 @@ _TABLES = f"SELECT tablename FROM pg_tables WHERE schemaname = '{SCHEMA}'"
 _OTHERS = "FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
 
 
-def in_postgres(store: str) -> bool:
-    """Whether this setting names a PostgreSQL database; else it names a file, or memory."""
-    return store.startswith("postgresql://")
-
-
 async def emptied(store: str) -> str:
     """The same setting, once nothing of the store is left, nor anybody who is connected to it."""
-    if in_postgres(store):
+    if is_postgres(store):
         async with _connected(store) as database:
             while await database.fetchval(f"SELECT count(pg_terminate_backend(pid)) {_OTHERS}"):
                 pass
@@ -41,7 +38,7 @@ async def emptied(store: str) -> str:
 
 async def edit(store: str, *statements: str) -> None:
     """Another program writes to the store. What the store itself would refuse is not refused."""
-    if in_postgres(store):
+    if is_postgres(store):
         async with _connected(store, session_replication_role="replica") as database, database.transaction():
             for statement in statements:
                 await database.execute(statement)
@@ -69,7 +66,7 @@ async def lost_twice(store: str) -> None:
 
 async def rows(store: str, query: str) -> list[tuple[Any, ...]]:
     """What the query finds."""
-    if in_postgres(store):
+    if is_postgres(store):
         async with _connected(store) as database:
             return [tuple(row) for row in await database.fetch(query)]
     with closing(sqlite3.connect(store)) as file:
@@ -79,14 +76,14 @@ async def rows(store: str, query: str) -> list[tuple[Any, ...]]:
 async def everything(store: str) -> dict[str, list[tuple[Any, ...]]]:
     """All rows of all tables."""
     known = "SELECT name FROM sqlite_schema WHERE type = 'table'"
-    tables = await rows(store, _TABLES if in_postgres(store) else known)
+    tables = await rows(store, _TABLES if is_postgres(store) else known)
     return {table: sorted(await rows(store, f"SELECT * FROM {table}"), key=repr) for (table,) in tables}
 
 
 @asynccontextmanager
 async def locked(store: str) -> AsyncIterator[None]:
     """Another program keeps everybody from writing, for this block."""
-    if in_postgres(store):
+    if is_postgres(store):
         async with _connected(store) as database, database.transaction():
             await database.execute("LOCK TABLE conversations, runs IN EXCLUSIVE MODE")
             yield
@@ -98,7 +95,7 @@ async def locked(store: str) -> AsyncIterator[None]:
 
 async def in_use(store: str) -> bool:
     """Whether somebody is in the middle of a transaction."""
-    if in_postgres(store):
+    if is_postgres(store):
         return bool(await rows(store, f"SELECT 1 {_OTHERS} AND state <> 'idle'"))
     with closing(sqlite3.connect(store, timeout=0, isolation_level=None)) as file:
         try:

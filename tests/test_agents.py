@@ -9,10 +9,10 @@ from agentrpc.v1 import agent_service_pb2, runs_pb2, server_service_pb2
 
 from agent_service import __version__
 from agent_service.engine.limits import Limits
+from agent_service.stores.urls import is_postgres
 from tests.modes import MODES, start
 from tests.scripted_openai import says
 from tests.service import SECRET, kinds, refusal, scripted, step
-from tests.stored import in_postgres
 
 pytestmark = pytest.mark.anyio
 
@@ -58,7 +58,7 @@ async def test_the_server_says_what_it_is(store: str) -> None:
     async with scripted([says("Hello.")], store, **settings) as (client, _):
         info = await client.server.GetServerInfo(server_service_pb2.GetServerInfoRequest())
         assert info.version == __version__
-        assert info.store == ("memory" if store == "memory" else "postgres" if in_postgres(store) else "sqlite")
+        assert info.store == ("memory" if store == "memory" else "postgres" if is_postgres(store) else "sqlite")
         assert info.default_model == "scripted-model"
         default, responder = info.agents
         assert (default.agent_id, default.kind, default.is_default) == ("default", "llm", True)

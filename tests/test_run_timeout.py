@@ -22,7 +22,7 @@ from tests.registry_contract import client, new_run, step
 from tests.scripted_openai import Gate, Happening, calls, says, silent
 from tests.service import SECRET, kinds, refusal, returned, scripted
 from tests.service import step as start
-from tests.store_contract import FIRST, GONE, counter
+from tests.store_contract import FIRST, GONE, Clock, counter
 
 pytestmark = pytest.mark.anyio
 
@@ -187,41 +187,23 @@ async def test_a_repeated_start_must_have_the_same_timeout(store: str) -> None:
         assert (refused.code, refused.reason) == ("ALREADY_EXISTS", "RUN_ID_REUSED")
 
 
-class SettableTime:
-    """The host's clock as the service sees it; a test moves it."""
-
-    def __init__(self) -> None:
-        self.now = 1_700_000_000 * SECOND
-
-    def time_ns(self) -> int:
-        return self.now
-
-
-@pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> SettableTime:
-    """The clock of the next service."""
-    settable = SettableTime()
-    monkeypatch.setattr("agent_service.wiring.time", settable)
-    return settable
-
-
-async def test_a_pause_uses_up_no_time(store: str, host: SettableTime) -> None:
+async def test_a_pause_uses_up_no_time(store: str, clock: Clock) -> None:
     """A run of ten seconds that was paused for an hour has what is left of them."""
     async with scripted([CALL, says("Done.")], store) as (client_, _):
         paused = await client_.ask("Hi", SECRET, run_timeout=Duration(seconds=10))
-        host.now += 3600 * SECOND
+        clock.now += 3600 * SECOND
         done = await client_.answer(paused.run.run_id, returned(paused.run.pending_tool_calls[0], "A-1"))
         assert done.run.status == runs_pb2.RUN_STATUS_COMPLETED
 
 
-async def test_the_time_before_a_pause_counts_after_it(store: str, host: SettableTime) -> None:
+async def test_the_time_before_a_pause_counts_after_it(store: str, clock: Clock) -> None:
     """Of a minute all but a moment was used before the pause: a silent model gets no more than that moment."""
     gate = Gate()
     held = calls(("get_secret_code", {"name": "Alice"}), gate=gate)
     async with scripted([held, silent()], store) as (client_, upstream):
         asking = asyncio.create_task(client_.ask("Hi", SECRET, run_timeout=Duration(seconds=60)))
         await upstream.wait_for_requests(1)
-        host.now += 60 * SECOND - SHORT.nanos
+        clock.now += 60 * SECOND - SHORT.nanos
         gate.open()
         run = (await asking).run
         assert run.status == runs_pb2.RUN_STATUS_PAUSED
@@ -231,14 +213,14 @@ async def test_the_time_before_a_pause_counts_after_it(store: str, host: Settabl
         await upstream.disconnected.wait(timeout=1)
 
 
-async def test_no_time_left_fails_at_the_resume_and_keeps_the_return(store: str, host: SettableTime) -> None:
+async def test_no_time_left_fails_at_the_resume_and_keeps_the_return(store: str, clock: Clock) -> None:
     """The submit is acknowledged with its receipt; the model is not asked any more, or not waited for."""
     gate = Gate()
     held = calls(("get_secret_code", {"name": "Alice"}), gate=gate)
     async with scripted([held, silent()], store) as (client_, upstream):
         asking = asyncio.create_task(client_.ask("Hi", SECRET, run_timeout=Duration(seconds=60)))
         await upstream.wait_for_requests(1)
-        host.now += 61 * SECOND
+        clock.now += 61 * SECOND
         gate.open()
         run = (await asking).run
         assert run.status == runs_pb2.RUN_STATUS_PAUSED

@@ -36,6 +36,7 @@ from agent_service.domain.run import Claim, RunError, StopReason
 from agent_service.domain.start import OnBusy, Started
 from agent_service.domain.submit import CallAnswer, Submitted
 from agent_service.engine.loop import moved
+from agent_service.stores.urls import is_postgres
 from tests.believed_run import BelievedCall, BelievedRun
 from tests.store_contract import (
     LEASE,
@@ -55,7 +56,7 @@ from tests.store_contract import (
     submitted,
     timed,
 )
-from tests.stored import emptied, in_postgres
+from tests.stored import emptied
 
 T = TypeVar("T")
 CONVERSATION = "conv_run_1"
@@ -459,7 +460,7 @@ def test_any_interleaving_follows_the_rules_on_every_store(shared_store: str) ->
             super().__init__(shared_store)
 
     bounded = settings(
-        max_examples=20 if in_postgres(shared_store) else 80,  # A move takes several times as long there.
+        max_examples=20 if is_postgres(shared_store) else 80,  # A move takes several times as long there.
         stateful_step_count=40,
         deadline=None,
         derandomize=True,
