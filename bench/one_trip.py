@@ -1,0 +1,62 @@
+"""The reference for PostgreSQL: the rows that a cycle of the store writes, by one statement for each transaction."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import asyncpg
+
+_TABLES = """
+    CREATE SCHEMA raw;
+    CREATE TABLE raw.runs (run_key bigint PRIMARY KEY, status text NOT NULL, epoch bigint NOT NULL, body text NOT NULL);
+    CREATE TABLE raw.messages (run_key bigint, position bigint, body text NOT NULL, PRIMARY KEY (run_key, position));
+    CREATE TABLE raw.events (run_key bigint, sequence bigint, kind text NOT NULL, body text,
+        PRIMARY KEY (run_key, sequence));
+    CREATE TABLE raw.calls (run_key bigint, call_id text PRIMARY KEY, state text NOT NULL, body text NOT NULL);
+    CREATE TABLE raw.receipts (run_key bigint PRIMARY KEY, body text NOT NULL);"""
+
+_ADD = """messages AS (INSERT INTO raw.messages SELECT $1, * FROM unnest($2::bigint[], $3::text[])),
+    events AS (INSERT INTO raw.events SELECT $1, * FROM unnest($4::bigint[], $5::text[], $6::text[]))"""
+_UPDATE = "UPDATE raw.runs SET status = $7, epoch = epoch + $8, body = $9 WHERE run_key = $1 AND status = $10"
+
+START = f"WITH {_ADD} INSERT INTO raw.runs VALUES ($1, $7, $8, $9)"
+PAUSE = f"WITH {_ADD}, calls AS (INSERT INTO raw.calls VALUES ($1, $11, 'pending', $12)) {_UPDATE}"
+SUBMIT = (
+    f"WITH {_ADD}, calls AS (UPDATE raw.calls SET state = 'returned', body = $12 WHERE call_id = $11), "
+    f"receipts AS (INSERT INTO raw.receipts VALUES ($1, $12)) {_UPDATE}"
+)
+FINISH = f"WITH {_ADD} {_UPDATE}"
+
+
+class OneTrip:
+    """Writes cycles through a pool, each message with this text."""
+
+    def __init__(self, pool: asyncpg.Pool[asyncpg.Record], text: str) -> None:
+        self._pool = pool
+        self._keys = itertools.count(1)
+        self._message = json.dumps({"text": text})
+        self._run = json.dumps({"row": "r" * 800})
+        self._event = json.dumps({"event": "e" * 60})
+
+    async def prepare(self) -> None:
+        """Makes the tables anew."""
+        async with self._pool.acquire() as connection:
+            await connection.execute("DROP SCHEMA IF EXISTS raw CASCADE")
+            await connection.execute(_TABLES)
+
+    async def cycle(self) -> None:
+        """The same rows as a cycle of the store, about as long."""
+        key = next(self._keys)
+        call = (f"call_{key}", self._message)
+        await self._pool.execute(START, key, *self._added(1, 1, 1, 2), "running", 1, self._run)
+        await self._pool.execute(PAUSE, key, *self._added(2, 2, 4, 1), "paused", 0, self._run, "running", *call)
+        await self._pool.execute(SUBMIT, key, *self._added(4, 1, 7, 2), "running", 1, self._run, "paused", *call)
+        await self._pool.execute(FINISH, key, *self._added(5, 1, 10, 2), "completed", 0, self._run, "running")
+
+    def _added(self, position: int, messages: int, sequence: int, others: int) -> tuple[list[object], ...]:
+        """Messages with an event each, and other events."""
+        numbers: list[object] = list(range(sequence, sequence + messages + others))
+        bodies: list[object] = [None] * messages + [self._event] * others
+        places: list[object] = list(range(position, position + messages))
+        return (places, [self._message] * messages, numbers, ["kind"] * len(numbers), bodies)
