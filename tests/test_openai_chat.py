@@ -44,7 +44,7 @@ from agent_service.models.answer import AnswerLimits
 from agent_service.models.endpoint import Timeouts
 from agent_service.models.openai_chat import OpenAIChatModel
 from tests import scripted_openai as script
-from tests.scripted_openai import Framing, ScriptedOpenAI
+from tests.scripted_openai import Framing, Rules, ScriptedOpenAI
 from tests.scripted_openai.refusals import error_body
 from tests.scripted_openai.replies import Delta, Ending, Failure, Raw, Reply
 
@@ -125,7 +125,8 @@ async def ask(
 ) -> tuple[ModelAnswer, list[tuple[object, ...]]]:
     """The answer to one request, and what the sink was told."""
     sink = RecordingSink()
-    async with ScriptedOpenAI([reply]) as server, model_at(server.base_url, **options) as model:
+    rules = Rules(any_schema="tool_mode" in options)
+    async with ScriptedOpenAI([reply], rules=rules) as server, model_at(server.base_url, **options) as model:
         answer = await model.complete(
             model.build(request((b'{"role":"user","content":"hi"}',), *tools, choice=choice)), sink
         )
