@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent_service.domain.content import Image, Part
 from agent_service.domain.errors import Reason
 from agent_service.domain.message import (
     ApprovalContent,
@@ -263,6 +264,14 @@ def test_half_of_a_surrogate_pair_is_replaced() -> None:
     assert encoded(message(UserContent("a\ud800b"))) == [{"role": "user", "content": "a\ufffdb"}]
 
 
+PHOTO = Part(image=Image(b"\xff\xd8\xff", "image/jpeg"))
+
+
+def photographed(call_id: str) -> Message:
+    """A return with an image."""
+    return message(ToolReturnContent(call_id, "photograph", Outcome.RETURNED, "", parts=(PHOTO, PHOTO)), "s4")
+
+
 TURNS = st.one_of(
     st.text(max_size=5).map(lambda text: [message(UserContent(text))]),
     st.text(max_size=5).map(lambda text: [message(ReasoningContent(text), "s1")]),
@@ -274,6 +283,8 @@ TURNS = st.one_of(
             *(returned(f"c{i}") for i in reversed(range(n))),
         ]
     ),
+    st.just([message(UserContent("x", "Ann", (Part("x"), PHOTO)))]),
+    st.just([message(ToolCallsContent((call("c0"), call("c1"))), "s4"), photographed("c1"), photographed("c0")]),
 )
 
 
@@ -295,7 +306,7 @@ def _own_ids(content: Content, at: int) -> Content:
     if isinstance(content, ToolCallsContent):
         return ToolCallsContent(tuple(call(f"{at}-{c.tool_call_id}") for c in content.calls))
     if isinstance(content, ToolReturnContent):
-        return ToolReturnContent(f"{at}-{content.tool_call_id}", content.name, content.outcome, content.text)
+        return replace(content, tool_call_id=f"{at}-{content.tool_call_id}")
     return content
 
 

@@ -99,7 +99,9 @@ def schema_request(request: ModelRequest, *, answers_after_return: bool) -> Buil
     wanted = pinned.response_format
     expect = _expected(request, answers_after_return)
     if expect is Expect.TEXT:
-        format_text, field = (_describe_format(wanted), answer_format(wanted)) if wanted else ("", b"")
+        format_text, field = (
+            (_describe_format(wanted), answer_format(replace(wanted, strict=True))) if wanted else ("", b"")
+        )
         return BuiltRequest(body(pinned.model, _joined(pinned, format_text), request.history, field), expect)
     tools = _tools_on_offer(request)
     alone = len(tools) == 1 and expect is Expect.CALL
