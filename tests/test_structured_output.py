@@ -176,6 +176,19 @@ async def test_an_answer_cut_by_the_token_limit_is_not_checked(store: str) -> No
         assert (run.status, run.stop_reason) == (COMPLETED, runs_pb2.STOP_REASON_MAX_TOKENS_EXCEEDED)
 
 
+async def test_a_correction_is_asked_for_with_the_same_tool_choice(store: str) -> None:
+    """Who wants no calls gets none because of a bad answer; what comes after a call is a request of its own."""
+    none = tools_pb2.ToolChoice(mode=tools_pb2.TOOL_CHOICE_MODE_NONE)
+    async with scripted([says(BAD), says(GOOD)], store) as (client, upstream):
+        await client.ask("Age?", SECRET, tool_choice=none, response_format=WANTED)
+        assert [sent.body["tool_choice"] for sent in upstream.requests] == ["none", "none"]
+    required = tools_pb2.ToolChoice(mode=tools_pb2.TOOL_CHOICE_MODE_REQUIRED)
+    async with scripted([ASKS, says(BAD), says(GOOD)], store) as (client, upstream):
+        run = (await client.ask("Age?", SECRET, tool_choice=required, response_format=WANTED)).run
+        await client.answer(run.run_id, returned(run.pending_tool_calls[0], "7"))
+        assert [sent.body.get("tool_choice") for sent in upstream.requests] == ["required", None, None]
+
+
 async def test_text_beside_calls_is_no_answer(store: str) -> None:
     """Models think aloud before they call."""
     thinks = calls(("get_secret_code", {"name": "Alice"}), text="I look it up.")

@@ -12,7 +12,7 @@ MIB = 1024 * KIB
 class Limits:
     """Sizes are bytes of UTF-8 unless said otherwise. 64 KiB above a MiB leave room for the JSON around a text.
 
-    An input message of the most text and the most bytes of images must fit into a response with its text told twice.
+    `max_images_bytes` leaves room in a response for the text of a message, which stands there twice beside images.
     """
 
     max_request_bytes: int = 4 * MIB

@@ -60,8 +60,8 @@ class Parts:
 
 
 def model_request(snapshot: Snapshot, pinned: Pinned, history: Sequence[bytes]) -> ModelRequest:
-    """What the model is asked next. The run's tool choice holds for its first request only."""
-    first = snapshot.run.steps_taken == 0
+    """What the model is asked next. The run's tool choice holds for its first request, and to correct its answer."""
+    first = snapshot.run.steps_taken == snapshot.run.invalid_answers
     returned = any(call.state is CallState.RETURNED for call in snapshot.calls)
     corrected = snapshot.run.invalid_answers > 0 and not snapshot.calls
     return ModelRequest(pinned, history, pinned.tool_choice if first else ToolChoice(), returned or corrected)
@@ -134,7 +134,7 @@ class Loop:
         )
 
     def _record(self, step_id: str, answer: ModelAnswer, writer: AnswerWriter, choice: ToolChoice) -> StepRecord:
-        limits, cut = self._parts.limits, answer.finish is FinishReason.LENGTH
+        limits = self._parts.limits
         return StepRecord(
             step_id=step_id,
             text=answer.text,
@@ -146,10 +146,10 @@ class Loop:
             usage=answer.usage,
             attempts=answer.attempts,
             first_token_time=writer.first_token_time,
-            cut=cut,
+            cut=answer.finish is FinishReason.LENGTH,
             call_required=bool(choice.tool_name) or choice.mode is ToolChoiceMode.REQUIRED,
             max_invalid_steps=limits.max_consecutive_invalid_steps,
-            violation="" if cut or answer.calls else self._violation(answer.text),
+            violation="" if answer.calls else self._violation(answer.text),
             max_invalid_answers=limits.max_invalid_answers,
         )
 

@@ -263,9 +263,9 @@ class ResponseFormat(_message.Message):
 
     The schema goes to the model endpoint, and the server checks the answer itself. One that is against it is stored, and so
     is a system message that tells the model what is wrong (both with the `step_id` of the step), and the model is asked
-    again. After `Limits.max_invalid_answers` such answers, or one in the last of `max_steps`, the run fails with
-    STOP_REASON_INVALID_LLM_RESPONSE and RESPONSE_SCHEMA_VIOLATION. An answer that is cut by the token limit is not checked:
-    MAX_TOKENS_EXCEEDED.
+    again, with the same tool choice. After `Limits.max_invalid_answers` such answers, or one in the last of `max_steps`, the
+    run fails with STOP_REASON_INVALID_LLM_RESPONSE and RESPONSE_SCHEMA_VIOLATION. An answer that is cut by the token limit is
+    not checked: MAX_TOKENS_EXCEEDED.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
