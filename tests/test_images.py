@@ -240,6 +240,14 @@ def longest(path: str) -> dict[str, int]:
         }
 
 
+async def with_images(client: Client) -> runs_pb2.Run:
+    """A paused run with an image in its input and a larger one in a tool return."""
+    run = (await client.agent.Step(asking(part(data=png(100 * KIB)), client_tools=[SECRET]))).run
+    (call,) = run.pending_tool_calls
+    paused: runs_pb2.Run = (await client.answer(run.run_id, returned(call, "", parts=[part(data=png(200 * KIB))]))).run
+    return paused
+
+
 async def waiting(client: Client, conversation_id: str) -> runs_pb2.Run:
     """A queued run with an image."""
     request = asking(
@@ -251,22 +259,26 @@ async def waiting(client: Client, conversation_id: str) -> runs_pb2.Run:
     return (await client.agent.Step(request)).run
 
 
-async def test_an_image_is_stored_once_and_outlives_the_server(tmp_path: Path) -> None:
-    """In its message alone, in base64. The run that goes on in another process tells the model the same bytes."""
-    path = str(tmp_path / "runs.sqlite3")
+async def test_images_outlive_the_server(shared_store: str) -> None:
+    """The run that goes on in another process tells the model the same bytes."""
     async with ScriptedOpenAI([ASKS, ASKS, says("Cats.")]) as upstream:
-        async with serving(upstream, path) as client:
-            run = (await client.agent.Step(asking(part(data=png(100 * KIB)), client_tools=[SECRET]))).run
-            (call,) = run.pending_tool_calls
-            answer = returned(call, "", parts=[part(data=png(200 * KIB))])
-            run = (await client.answer(run.run_id, answer)).run
-        async with serving(upstream, path) as client:
+        async with serving(upstream, shared_store) as client:
+            run = await with_images(client)
+        async with serving(upstream, shared_store) as client:
             done = await client.answer(run.run_id, returned(run.pending_tool_calls[0], "x"))
             assert done.run.status == runs_pb2.RUN_STATUS_COMPLETED
         upstream.check_histories()
-    sizes = longest(path)
-    assert 200 * KIB * 4 // 3 <= sizes.pop("messages") <= 200 * KIB * 4 // 3 + KIB
-    assert max(sizes.values()) < 4 * KIB
+        assert upstream.requests[2].history[0]["content"] == [shown(png(100 * KIB))]
+
+
+async def test_an_image_is_stored_once(tmp_path: Path) -> None:
+    """In its message alone, in base64."""
+    path = str(tmp_path / "runs.sqlite3")
+    async with scripted([ASKS, ASKS], path) as (client, _):
+        await with_images(client)
+        sizes = longest(path)
+        assert 200 * KIB * 4 // 3 <= sizes.pop("messages") <= 200 * KIB * 4 // 3 + KIB
+        assert max(sizes.values()) < 4 * KIB
 
 
 @pytest.mark.parametrize("cancelled", [False, True])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -219,13 +218,12 @@ async def test_what_the_model_was_told_outlives_a_failure(store: str) -> None:
         assert WRONG in upstream.requests[2].last["content"]
 
 
-async def test_the_format_outlives_the_server(tmp_path: Path) -> None:
+async def test_the_format_outlives_the_server(shared_store: str) -> None:
     """A pause that another process resumes still wants the schema."""
-    path = str(tmp_path / "runs.sqlite3")
     async with ScriptedOpenAI([ASKS, says(BAD), says(GOOD)]) as upstream:
-        async with serving(upstream, path) as client:
+        async with serving(upstream, shared_store) as client:
             run = (await client.ask("Age?", SECRET, response_format=WANTED)).run
-        async with serving(upstream, path) as client:
+        async with serving(upstream, shared_store) as client:
             done = await client.answer(run.run_id, returned(run.pending_tool_calls[0], "7"))
     assert kinds(done.messages) == ["tool_return", "assistant", "system", "assistant"]
     assert upstream.requests[1].body["response_format"] == SENT
