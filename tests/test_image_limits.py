@@ -72,6 +72,11 @@ BAD: dict[str, tuple[list[content_pb2.ContentPart], str, str]] = {
     "not ASCII": ([part(url="https://example.org/ä")], "[0].image.url", "is not a URL of printable ASCII"),
     "credentials": ([part(url="https://a:b@example.org/")], "[0].image.url", "holds credentials"),
     "long URL": ([part(url="https://example.org/" + "a" * 21)], "[0].image.url", "41 bytes; at most 40 are allowed"),
+    "large with URLs": (
+        [part("é" * 90), *[part(url="https://example.org/" + "a" * 20)] * 2],
+        "",
+        "440 bytes with all text, which is told twice; at most 400",
+    ),
     "large in all": (
         [part("é" * 60), part(data=png(200))],
         "",
@@ -126,7 +131,7 @@ async def test_limits_of_images_are_inclusive(store: str) -> None:
     async with scripted([says("Cats.")], store, **SMALL) as (client, _):
         request = asking(part(data=png(300)), part(data=png(100)))
         request.input_messages.add(
-            parts=[part("é" * 75), part(data=png(100)), part(url="https://example.org/" + "a" * 20)]
+            parts=[part("é" * 65), part(data=png(100)), part(url="https://example.org/" + "a" * 20)]
         )
         assert (await client.agent.Step(request)).run.status == runs_pb2.RUN_STATUS_COMPLETED
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_service.domain.content import Image, Part
@@ -288,6 +288,7 @@ TURNS = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(turns=st.lists(TURNS, max_size=6), cut=st.integers(0, 6), by_json=st.booleans())
 def test_encoding_in_parts_equals_encoding_at_once(turns: list[list[Message]], cut: int, by_json: bool) -> None:
     """Bytes kept from earlier requests can be joined with new ones."""

@@ -69,7 +69,8 @@ class PartsReader:
         if not content.parts:
             return
         texts = (content.text, content.text, *others)
-        size = sum(len(image.data) for image in images_of(content.parts)) + sum(len(each.encode()) for each in texts)
+        images = sum(len(image.data) + len(image.url.encode()) for image in images_of(content.parts))
+        size = images + sum(len(each.encode()) for each in texts)
         most = self._limits.max_response_bytes - _MESSAGE_OVERHEAD
         if size > most:
             self._add(f"{path}.parts", f"{size} bytes with all text, which is told twice; at most {most} are allowed")

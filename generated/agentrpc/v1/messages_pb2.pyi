@@ -110,8 +110,8 @@ class InputMessage(_message.Message):
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[_content_pb2.ContentPart]:
         """The content in parts, for images or for text in pieces; at least one when `text` is empty. Images are for ROLE_USER
         only, at most `Limits.max_images_per_message`, and at most `Limits.max_images_bytes` of all `data` in a request. A
-        message with images must fit into one event: its images, twice its text (see UserMessage) and 64 KiB are at most
-        `Limits.max_response_bytes`.
+        message with images must fit into one event: its images and URLs, twice its text (see UserMessage) and 64 KiB are at
+        most `Limits.max_response_bytes`.
         """
 
     def __init__(
