@@ -28,8 +28,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from agent_service import wiring
+from agent_service.engine.model import ToolMode
 from agent_service.settings import load_settings
-from tests.scripted_openai import ScriptedOpenAI
+from tests.scripted_openai import Rules, ScriptedOpenAI
 
 if TYPE_CHECKING:
     from agentrpc.v1.agent_registry_service_pb2_grpc import AgentRegistryServiceAsyncStub
@@ -230,7 +231,8 @@ async def serving(upstream: ScriptedOpenAI, store: str, **settings: Any) -> Asyn
 @asynccontextmanager
 async def scripted(script: Any, store: str, **settings: Any) -> AsyncIterator[tuple[Client, ScriptedOpenAI]]:
     """A scripted model endpoint, and a service on it. On leaving, no request may have been refused as malformed."""
-    async with ScriptedOpenAI(script) as upstream, serving(upstream, store, **settings) as client:
+    rules = Rules(any_schema=settings.get("tool_mode") == ToolMode.JSON_SCHEMA)
+    async with ScriptedOpenAI(script, rules=rules) as upstream, serving(upstream, store, **settings) as client:
         yield client, upstream
 
 

@@ -259,7 +259,7 @@ def step(*calls: PlannedCall, text: str = "", **fields: Any) -> StepRecord:
 
 
 def returns(
-    tool_call_id: str, text: str = "done", *, failed: bool = False, token: str = "", **fields: str
+    tool_call_id: str, text: str = "done", *, failed: bool = False, token: str = "", **fields: Any
 ) -> CallAnswer:
     """A tool return."""
     return replace(_answer(tool_call_id, ReturnAnswer(text, failed, **fields)), claim_token=token)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent_service.domain.content import Image, Part
 from agent_service.domain.event import Event, MessageStored
 from agent_service.domain.message import AssistantContent, Content, Message, ToolCallsContent, ToolReturnContent
 from agent_service.domain.message import UserContent as User
@@ -224,6 +225,27 @@ async def test_a_conversation_above_the_bound_is_not_kept(model: OpenAIChatModel
     last = store.append(User("x" * 5_000))
     for _ in range(2):
         assert await history(contexts, model, last) == store.fresh(model, last)
+    assert not contexts._entries
+    assert contexts._size == 0
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["taken along", "encoded"])
+async def test_images_count_for_the_bound(model: OpenAIChatModel, used: bool) -> None:
+    """Before they are encoded as well as after: an entry with one that is too large is forgotten."""
+    store = Conversations()
+    contexts = store.open(max_bytes=30_000)
+    last = store.append(User("Hi"))
+    await history(contexts, model, last)
+    assert contexts._entries
+    for size in (10_000, 15_000):
+        parts = (Part(image=Image(b"\xff" * size, "image/png")),)
+        call, returned = ToolCall(f"call_{size}", "get", "{}"), Outcome.RETURNED
+        store.append(User("", parts=parts))
+        last = store.append(
+            ToolCallsContent((call,)), ToolReturnContent(call.tool_call_id, "get", returned, "", parts=parts)
+        )
+        if used:
+            assert await history(contexts, model, last) == store.fresh(model, last)
     assert not contexts._entries
     assert contexts._size == 0
 

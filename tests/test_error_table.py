@@ -110,6 +110,12 @@ async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
     return lambda: client.ask("Go.", SECRET, bad), {}
 
 
+@refused("INVALID_RESPONSE_SCHEMA", fields=("response_format.schema_json",))
+async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
+    bad = agent_service_pb2.ResponseFormat(schema_json='{"properties": {"age": {"type": "strng"}}}')
+    return lambda: client.ask("Go.", response_format=bad), {}
+
+
 @refused("UNKNOWN_TOOL_CALL", ASKED, fields=("tool_returns[0].tool_call_id",))
 async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
     await paused(client)

@@ -32,6 +32,7 @@ RUN_REASONS = frozenset(
         Reason.INVALID_TOOL_CALLS,
         Reason.NO_TOOL_CALL,
         Reason.RUN_LOST_REPEATEDLY,
+        Reason.RESPONSE_SCHEMA_VIOLATION,
         Reason.RUN_TIMED_OUT,
         Reason.CALL_TIMED_OUT,
     }

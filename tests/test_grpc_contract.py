@@ -34,6 +34,7 @@ from google.protobuf.descriptor import EnumDescriptor, MethodDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
+from agent_service.domain.content import ImageDetail
 from agent_service.domain.errors import Reason
 from agent_service.domain.event import DURABLE_TYPES, RunCause
 from agent_service.domain.message import MessageType
@@ -125,6 +126,7 @@ TWINS: dict[str, Any] = {
     "ToolChoiceMode": ToolChoiceMode,
     "OnTimeout": OnTimeout,
     "OnBusy": OnBusy,
+    "ImageDetail": ImageDetail,
 }
 ONLY_IN_REQUESTS = {
     "OnDisconnect": {"continue", "cancel"},

@@ -13,9 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent_service.domain.content import Image, Part
 from agent_service.domain.errors import Reason
 from agent_service.domain.message import (
     ApprovalContent,
@@ -44,7 +45,7 @@ from agent_service.models.answer import AnswerLimits
 from agent_service.models.endpoint import Timeouts
 from agent_service.models.openai_chat import OpenAIChatModel
 from tests import scripted_openai as script
-from tests.scripted_openai import Framing, ScriptedOpenAI
+from tests.scripted_openai import Framing, Rules, ScriptedOpenAI
 from tests.scripted_openai.refusals import error_body
 from tests.scripted_openai.replies import Delta, Ending, Failure, Raw, Reply
 
@@ -125,7 +126,8 @@ async def ask(
 ) -> tuple[ModelAnswer, list[tuple[object, ...]]]:
     """The answer to one request, and what the sink was told."""
     sink = RecordingSink()
-    async with ScriptedOpenAI([reply]) as server, model_at(server.base_url, **options) as model:
+    rules = Rules(any_schema="tool_mode" in options)
+    async with ScriptedOpenAI([reply], rules=rules) as server, model_at(server.base_url, **options) as model:
         answer = await model.complete(
             model.build(request((b'{"role":"user","content":"hi"}',), *tools, choice=choice)), sink
         )
@@ -262,6 +264,14 @@ def test_half_of_a_surrogate_pair_is_replaced() -> None:
     assert encoded(message(UserContent("a\ud800b"))) == [{"role": "user", "content": "a\ufffdb"}]
 
 
+PHOTO = Part(image=Image(b"\xff\xd8\xff", "image/jpeg"))
+
+
+def photographed(call_id: str) -> Message:
+    """A return with an image."""
+    return message(ToolReturnContent(call_id, "photograph", Outcome.RETURNED, "", parts=(PHOTO, PHOTO)), "s4")
+
+
 TURNS = st.one_of(
     st.text(max_size=5).map(lambda text: [message(UserContent(text))]),
     st.text(max_size=5).map(lambda text: [message(ReasoningContent(text), "s1")]),
@@ -273,9 +283,12 @@ TURNS = st.one_of(
             *(returned(f"c{i}") for i in reversed(range(n))),
         ]
     ),
+    st.just([message(UserContent("x", "Ann", (Part("x"), PHOTO)))]),
+    st.just([message(ToolCallsContent((call("c0"), call("c1"))), "s4"), photographed("c1"), photographed("c0")]),
 )
 
 
+@settings(deadline=None)
 @given(turns=st.lists(TURNS, max_size=6), cut=st.integers(0, 6), by_json=st.booleans())
 def test_encoding_in_parts_equals_encoding_at_once(turns: list[list[Message]], cut: int, by_json: bool) -> None:
     """Bytes kept from earlier requests can be joined with new ones."""
@@ -294,7 +307,7 @@ def _own_ids(content: Content, at: int) -> Content:
     if isinstance(content, ToolCallsContent):
         return ToolCallsContent(tuple(call(f"{at}-{c.tool_call_id}") for c in content.calls))
     if isinstance(content, ToolReturnContent):
-        return ToolReturnContent(f"{at}-{content.tool_call_id}", content.name, content.outcome, content.text)
+        return replace(content, tool_call_id=f"{at}-{content.tool_call_id}")
     return content
 
 

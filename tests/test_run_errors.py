@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from agentrpc.v1 import errors_pb2, run_service_pb2, runs_pb2, tools_pb2
+from agentrpc.v1 import agent_service_pb2, errors_pb2, run_service_pb2, runs_pb2, tools_pb2
 from google.protobuf.duration_pb2 import Duration
 
 from scripts.errors_page import documented
@@ -19,6 +19,7 @@ from tests.stored import edit, lost_twice
 pytestmark = pytest.mark.anyio
 
 DOCUMENTED = documented()
+AGED = agent_service_pb2.ResponseFormat(schema_json='{"properties": {"age": {"type": "integer"}}}')
 REQUIRED = tools_pb2.ToolChoice(mode=tools_pb2.TOOL_CHOICE_MODE_REQUIRED)
 
 
@@ -43,6 +44,7 @@ RUNS = {
         fails(429, "You exceeded your current quota.", code="insufficient_quota"), metadata={"http_status": "429"}
     ),
     "LLM_INVALID_RESPONSE": ends(empty()),
+    "RESPONSE_SCHEMA_VIOLATION": ends(*[says('{"age": "x"}')] * 3, response_format=AGED),
     "INVALID_TOOL_CALLS": ends(*[calls(("get_secret_code", {"age": 7}))] * 3),
     "NO_TOOL_CALL": ends(says("No.", unruly=True), tool_choice=REQUIRED),
     "RUN_TIMED_OUT": ends(silent(), run_timeout=Duration(nanos=50_000_000)),

@@ -1,6 +1,7 @@
 """The scripted endpoint behaves as the real one does, as seen by the real OpenAI client."""
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -461,6 +462,26 @@ async def test_an_error_in_the_test_is_not_hidden_by_problems() -> None:
             raise ZeroDivisionError
 
 
+PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
+STRICT = {
+    "type": "object",
+    "properties": {"a": {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/b"}]}},
+    "required": ["a"],
+    "additionalProperties": False,
+    "$defs": {"b": {"type": "object", "properties": {}, "additionalProperties": False}},
+}
+
+
+def formatted(schema: Any, **fields: Any) -> dict[str, Any]:
+    """A response format of this schema."""
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema} | fields}
+
+
+def image(url: Any, **fields: Any) -> dict[str, Any]:
+    """A user message of an image."""
+    return user([{"type": "image_url", "image_url": {"url": url} | fields}])
+
+
 ACCEPTED: dict[str, dict[str, Any]] = {
     "tools": body(tools=TWO_TOOLS, tool_choice="auto", parallel_tool_calls=True),
     "forced tool": body(tools=[LOOK_UP], tool_choice=MISFITS["forced"][1]["tool_choice"]),
@@ -472,6 +493,17 @@ ACCEPTED: dict[str, dict[str, Any]] = {
         user([{"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}]),
     ),
     "name": body(user(name="Alice")),
+    "images": body(
+        user(
+            [
+                {"type": "text", "text": "x"},
+                {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}", "detail": "low"}},
+            ]
+        )
+    ),
+    "any schema": body(response_format=formatted({"type": "object", "properties": {"a": {}}}, strict=False)),
+    "strict schema": body(response_format=formatted(STRICT, strict=True)),
+    "any text": body(response_format={"type": "text"}),
 }
 
 
@@ -560,6 +592,36 @@ REFUSED: dict[str, tuple[Any, str]] = {
         body(tools=[LOOK_UP], tool_choice={"type": "function", "function": {"name": "x"}}),
         "'x' is not one of",
     ),
+    "image detail": (body(image("https://example.org/a.png", detail="x")), "'x'"),
+    "unknown field of an image": (body(image("https://example.org/a.png", x=1)), "image_url.x"),
+    "image of another type": (body(image(f"data:image/svg+xml;base64,{PNG}")), "data URL"),
+    "image not in base64": (body(image("data:image/png;base64,?")), "unsupported image"),
+    "image that is none": (body(image("data:image/png;base64,AAAA")), "unsupported image"),
+    "unknown format": (body(response_format={"type": "xml"}), "'xml'"),
+    "format without schema": (body(response_format={"type": "json_schema"}), "Missing required"),
+    "format with unknown field": (body(response_format=formatted(STRICT, x=1)), "json_schema.x"),
+    "flat format": (body(response_format={"type": "json_schema", "schema": STRICT}), "response_format.schema"),
+    "format without name": (
+        body(response_format={"type": "json_schema", "json_schema": {"schema": STRICT}}),
+        "json_schema.name",
+    ),
+    "bad name of a format": (body(response_format=formatted(STRICT, name="a b")), "pattern"),
+    "format of an array": (body(response_format=formatted({"type": "array"})), "type: .object"),
+    "schema as text": (body(response_format=formatted("{}")), "expected an object"),
+    "strict as text": (body(response_format=formatted(STRICT, strict="yes")), "a boolean"),
+    "strict and open": (
+        body(response_format=formatted({"type": "object", "properties": {}}, strict=True)),
+        "'additionalProperties' is required",
+    ),
+    "strict and optional": (
+        body(response_format=formatted(STRICT | {"required": []}, strict=True)),
+        "including every key.*'a'",
+    ),
+    "strict and open within": (
+        body(response_format=formatted(STRICT | {"$defs": {"b": {"type": "object"}}}, strict=True)),
+        r"context=\('\$defs', 'b'\)",
+    ),
+    "strict and allOf": (body(response_format=formatted(STRICT | {"allOf": []}, strict=True)), "'allOf'"),
     "parallel without tools": (body(parallel_tool_calls=True), "only allowed when 'tools'"),
 }
 

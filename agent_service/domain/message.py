@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from agent_service.domain.content import Parts
 from agent_service.domain.tool import Outcome, ToolCall
 
 
@@ -22,15 +23,16 @@ class MessageType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class UserContent:
-    """What the caller said; `name` is the speaker's, or empty."""
+    """What the caller said; `name` is the speaker's, or empty. `text` is all text, also where there are `parts`."""
 
     text: str
     name: str = ""
+    parts: Parts = ()
 
 
 @dataclass(frozen=True, slots=True)
 class SystemContent:
-    """An instruction given as input."""
+    """An instruction given as input, or, in a message with a step, what was wrong with the answer of that step."""
 
     text: str
 
@@ -58,7 +60,7 @@ class ToolCallsContent:
 
 @dataclass(frozen=True, slots=True)
 class ToolReturnContent:
-    """The one outcome of one call; `text` is what the model is told."""
+    """The one outcome of one call. The model is told `text`, which is all text, and shown the images among `parts`."""
 
     tool_call_id: str
     name: str
@@ -67,6 +69,7 @@ class ToolReturnContent:
     stdout: str = ""
     stderr: str = ""
     truncated: bool = False
+    parts: Parts = ()
 
 
 @dataclass(frozen=True, slots=True)

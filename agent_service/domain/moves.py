@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from agent_service.domain.content import Parts
 from agent_service.domain.draft import Draft
 from agent_service.domain.errors import Reason
 from agent_service.domain.event import RunAccepted, RunCause, RunResumed, RunStarted, RunStopped, StepRestarted
@@ -15,6 +16,7 @@ from agent_service.domain.message import (
     AssistantContent,
     InputContent,
     ReasoningContent,
+    SystemContent,
     ToolCallsContent,
     ToolReturnContent,
 )
@@ -26,6 +28,10 @@ CANCELLED_BEFORE = "Cancelled: the run ended before this call was executed."
 CANCELLED_UNANSWERED = "Cancelled: the run ended before this call was answered. It may or may not have been executed."
 INTERRUPTED_TTL = 24 * 3600 * 10**9
 """How long an interrupted run waits for a retry or the next message before it fails, in nanoseconds."""
+ANSWER_REFUSED = (
+    "Error: your answer is against the response schema: {}. "
+    "Answer again, with nothing but JSON that satisfies the schema."
+)
 CUT_ARGUMENTS = "Not executed: the answer was cut by the token limit, so the arguments may be incomplete."
 
 
@@ -49,6 +55,7 @@ class StepRecord:
     """A whole model answer, ready to be stored. Message ids are those its deltas carried.
 
     `cut`: by the token limit. `call_required`: the request demanded a call. `first_token_time` is 0 if none came.
+    `violation` says how an answer is against the response format, empty if it is not.
     """
 
     step_id: str
@@ -64,6 +71,8 @@ class StepRecord:
     cut: bool
     call_required: bool
     max_invalid_steps: int
+    violation: str = ""
+    max_invalid_answers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +222,7 @@ def stop(draft: Draft, stop_reason: StopReason, error: RunError | None = None) -
         lease_expire_time=0,
         pause_expire_time=draft.now + _ttl(draft.run, status) if not status.terminal else 0,
         end_time=draft.now if status.terminal else 0,
+        queued_inputs=() if status.terminal else draft.run.queued_inputs,
     )
     emit_stopped(draft)
 
@@ -267,12 +277,13 @@ def settle(
     stdout: str = "",
     stderr: str = "",
     truncated: bool = False,
+    parts: Parts = (),
 ) -> None:
     """Gives a call its one outcome, and the conversation the message of it."""
     if call.settled:
         raise ValueError(f"{call.tool_call_id} already has outcome {call.state}")
     draft.put_call(replace(call, state=CallState(outcome.value), settle_time=draft.now))
-    content = ToolReturnContent(call.tool_call_id, call.name, outcome, text, stdout, stderr, truncated)
+    content = ToolReturnContent(call.tool_call_id, call.name, outcome, text, stdout, stderr, truncated, parts)
     draft.add_message(content, call.step_id)
 
 
@@ -374,6 +385,8 @@ def _after_answer(draft: Draft, step: StepRecord) -> None:
     elif not step.calls and step.call_required:
         error = RunError(Reason.NO_TOOL_CALL, "a tool call was required, and the model made none")
         stop(draft, StopReason.NO_TOOL_CALL, error)
+    elif step.violation:
+        _refuse_answer(draft, step)
     elif not step.calls:
         stop(draft, StopReason.END_TURN)
     elif draft.run.invalid_steps >= step.max_invalid_steps:
@@ -381,3 +394,13 @@ def _after_answer(draft: Draft, step: StepRecord) -> None:
         stop(draft, StopReason.INVALID_TOOL_CALL, RunError(Reason.INVALID_TOOL_CALLS, message))
     else:
         rest_or_go_on(draft)
+
+
+def _refuse_answer(draft: Draft, step: StepRecord) -> None:
+    """The model is told what is wrong with its answer and asked again, but not for ever."""
+    run = draft.run = replace(draft.run, invalid_answers=draft.run.invalid_answers + 1)
+    if run.invalid_answers >= step.max_invalid_answers or run.steps_taken >= run.max_steps:
+        message = f"no answer satisfied the response schema; the last of {run.invalid_answers}: {step.violation}"
+        stop(draft, StopReason.INVALID_LLM_RESPONSE, RunError(Reason.RESPONSE_SCHEMA_VIOLATION, message))
+    else:
+        draft.add_message(SystemContent(ANSWER_REFUSED.format(step.violation)), step.step_id)

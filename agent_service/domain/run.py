@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from agent_service.domain.content import Parts
 from agent_service.domain.errors import Reason
 from agent_service.domain.tool import ToolChoice, ToolSchema
 
@@ -141,6 +142,19 @@ class AgentDefinition:
 
 
 @dataclass(frozen=True, slots=True)
+class ResponseFormat:
+    """What the answer of a run has to be: a JSON object that satisfies this JSON Schema, whose text is exact.
+
+    `strict` asks the endpoint to make sure of it by itself.
+    """
+
+    name: str
+    schema_json: str
+    description: str = ""
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Pinned:
     """What a run keeps from its start to its end, whatever happens to the agent meanwhile.
 
@@ -160,6 +174,7 @@ class Pinned:
     agent_revision: int = 0
     message_tool: str = MESSAGE_TOOL
     message_argument: str = MESSAGE_ARGUMENT
+    response_format: ResponseFormat | None = None
 
     def tool(self, name: str) -> ToolSchema | None:
         """The tool of this name, if there is one."""
@@ -173,6 +188,7 @@ class QueuedInput:
     system: bool
     text: str
     name: str = ""
+    parts: Parts = ()
 
 
 DEFAULT_PAUSE_TTL = 7 * 24 * 3600 * 10**9
@@ -184,7 +200,8 @@ class Run:
     """The row of a run. Times are Unix nanoseconds by the store's clock, 0 when not yet.
 
     `epoch` counts owners: a write of an owner is refused when another epoch is on the row. `invalid_steps` counts
-    model answers in a row that held nothing but refused calls. `request_start_time` is the caller's clock.
+    model answers in a row that held nothing but refused calls, `invalid_answers` all that were against the response
+    format. `request_start_time` is the caller's clock.
     `first_position` is the place of its first message. `run_timeout` (0 means none) and `running_time` are nanoseconds;
     `running_since` is 0 unless it is RUNNING, and `lease_expire_time` if its owner handed it over. `losses` counts the
     owners that were lost since the last progress. `pause_ttl` (nanoseconds) is how long it may be PAUSED at a time;
@@ -227,6 +244,7 @@ class Run:
     pause_expire_time: int = 0
     queued_inputs: tuple[QueuedInput, ...] = ()
     conversation_time: int = 0
+    invalid_answers: int = 0
 
 
 @dataclass(frozen=True, slots=True)

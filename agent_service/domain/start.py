@@ -104,7 +104,8 @@ def plan_queued(queued: RunState, conversation: ConversationState, owner: Owner,
     if run.status is not RunStatus.QUEUED or conversation.busy or conversation.queue[:1] != (run.run_id,):
         return None
     inputs = tuple(
-        SystemContent(each.text) if each.system else UserContent(each.text, each.name) for each in run.queued_inputs
+        SystemContent(each.text) if each.system else UserContent(each.text, each.name, each.parts)
+        for each in run.queued_inputs
     )
     state = replace(queued, run=replace(run, queued_inputs=()))
     return _begin(state, conversation, inputs, owner, new_id, accepted=True)
@@ -147,7 +148,9 @@ def _enqueue(new: NewRun, conversation: ConversationState, now: int, new_id: New
             retry_after=1.0,
         )
     inputs = tuple(
-        QueuedInput(False, each.text, each.name) if isinstance(each, UserContent) else QueuedInput(True, each.text)
+        QueuedInput(False, each.text, each.name, each.parts)
+        if isinstance(each, UserContent)
+        else QueuedInput(True, each.text)
         for each in new.inputs
     )
     run = replace(new.run, queued_inputs=inputs)

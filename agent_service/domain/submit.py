@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from agent_service.domain.claims import check_claim
+from agent_service.domain.content import Parts
 from agent_service.domain.draft import Draft, Receipt, Snapshot
 from agent_service.domain.errors import MAX_NAMED, AgentServiceError, FieldViolation, Reason, invalid
 from agent_service.domain.event import RunCause, ToolReturnsAccepted
@@ -22,6 +23,7 @@ class ReturnAnswer:
     failed: bool = False
     stdout: str = ""
     stderr: str = ""
+    parts: Parts = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +148,9 @@ def _go_on(draft: Draft, remaining: tuple[PendingCall, ...], owner: Owner) -> bo
 def _apply(draft: Draft, answer: CallAnswer, sequence: int) -> None:
     call = replace(_call(draft, answer), answer_digest=answer.digest, answer_sequence=sequence)
     match answer.answer:
-        case ReturnAnswer(text, failed, stdout, stderr):
-            settle(draft, call, Outcome.FAILED if failed else Outcome.RETURNED, text, stdout=stdout, stderr=stderr)
+        case ReturnAnswer(text, failed, stdout, stderr, parts):
+            outcome = Outcome.FAILED if failed else Outcome.RETURNED
+            settle(draft, call, outcome, text, stdout=stdout, stderr=stderr, parts=parts)
         case ApproveAnswer(edited, note):
             draft.put_call(replace(call, state=CallState.APPROVED, edited_arguments_json=edited))
             draft.add_message(ApprovalContent(call.tool_call_id, True, edited, note), call.step_id)

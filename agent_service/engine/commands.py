@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 from agent_service.domain.message import InputContent, MessageType
+from agent_service.domain.run import ResponseFormat
 from agent_service.domain.start import OnBusy
 from agent_service.domain.submit import CallAnswer
 from agent_service.domain.tool import PendingCall, ToolCall, ToolChoice, ToolSchema
@@ -43,6 +44,7 @@ class StartCommand:
     run_timeout: int = 0
     pause_ttl: int = 0
     on_busy: OnBusy = OnBusy.REJECT
+    response_format: ResponseFormat | None = None
     path: str = ""
 
     def digest(self, agent_id: str) -> str:
@@ -97,7 +99,10 @@ class Built:
 
 
 def canonical(value: object) -> object:
-    """Plain values of a domain value. Fields with their default are left out, so that a new field changes nothing."""
+    """Plain values of a domain value. Fields with their default are left out, so that a new field changes nothing; of
+    bytes only their digest is told."""
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
     if isinstance(value, tuple):
         return [canonical(item) for item in value]
     if is_dataclass(value) and not isinstance(value, type):

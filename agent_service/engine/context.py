@@ -9,8 +9,15 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from agent_service.domain.content import size_of_parts
 from agent_service.domain.event import Event, MessageStored
-from agent_service.domain.message import ApprovalContent, Message, ToolCallsContent, ToolReturnContent
+from agent_service.domain.message import (
+    ApprovalContent,
+    Message,
+    ToolCallsContent,
+    ToolReturnContent,
+    UserContent,
+)
 from agent_service.engine.model import ModelClient
 from agent_service.engine.store import RunStore
 
@@ -156,4 +163,5 @@ def _size(message: Message) -> int:
         texts = [content.edited_arguments_json, content.note]
     else:
         texts = [content.text]
-    return _OVERHEAD + sum(map(len, texts))
+    parts = content.parts if isinstance(content, UserContent | ToolReturnContent) else ()
+    return _OVERHEAD + sum(map(len, texts)) + size_of_parts(parts)

@@ -10,7 +10,10 @@ MIB = 1024 * KIB
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Sizes are bytes of UTF-8 unless said otherwise. 64 KiB above a MiB leave room for the JSON around a text."""
+    """Sizes are bytes of UTF-8 unless said otherwise. 64 KiB above a MiB leave room for the JSON around a text.
+
+    `max_images_bytes` leaves room in a response for the text of a message, which stands there twice beside images.
+    """
 
     max_request_bytes: int = 4 * MIB
     max_response_bytes: int = 3 * MIB
@@ -28,5 +31,11 @@ class Limits:
     max_consecutive_invalid_steps: int = 3
     max_step_restarts: int = 2
     max_queued_runs: int = 16
+    max_image_bytes: int = 3 * MIB // 2
+    max_images_per_message: int = 16
+    max_images_bytes: int = 7 * MIB // 4
+    max_image_url_bytes: int = 8 * KIB
+    http_image_urls: bool = False
+    max_invalid_answers: int = 3
     watcher_queue_events: int = 4096
     context_cache_bytes: int = 64 * MIB

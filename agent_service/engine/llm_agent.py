@@ -141,6 +141,7 @@ class LlmAgent(Agent):
             agent_revision=self._revision,
             message_tool=self.definition.message_tool,
             message_argument=self.definition.message_argument,
+            response_format=command.response_format,
         )
 
     def _tools(self, client_tools: tuple[ToolSchema, ...]) -> tuple[tuple[ToolSchema, ...], tuple[str, ...]]:

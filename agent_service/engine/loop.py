@@ -31,6 +31,7 @@ from agent_service.engine.context import Contexts
 from agent_service.engine.hub import Channel, Hub
 from agent_service.engine.limits import Limits
 from agent_service.engine.model import BuiltRequest, FinishReason, ModelAnswer, ModelClient, ModelError, ModelRequest
+from agent_service.engine.schemas import text_violation
 from agent_service.engine.store import Move, RunStore
 from agent_service.engine.tools import ServerTools, ToolContext
 
@@ -59,10 +60,11 @@ class Parts:
 
 
 def model_request(snapshot: Snapshot, pinned: Pinned, history: Sequence[bytes]) -> ModelRequest:
-    """What the model is asked next. The run's tool choice holds for its first request only."""
-    first = snapshot.run.steps_taken == 0
+    """What the model is asked next. The run's tool choice holds for its first request, and to correct its answer."""
+    first = snapshot.run.steps_taken == snapshot.run.invalid_answers
     returned = any(call.state is CallState.RETURNED for call in snapshot.calls)
-    return ModelRequest(pinned, history, pinned.tool_choice if first else ToolChoice(), returned)
+    corrected = snapshot.run.invalid_answers > 0 and not snapshot.calls
+    return ModelRequest(pinned, history, pinned.tool_choice if first else ToolChoice(), returned or corrected)
 
 
 class Loop:
@@ -147,7 +149,14 @@ class Loop:
             cut=answer.finish is FinishReason.LENGTH,
             call_required=bool(choice.tool_name) or choice.mode is ToolChoiceMode.REQUIRED,
             max_invalid_steps=limits.max_consecutive_invalid_steps,
+            violation="" if answer.calls else self._violation(answer.text),
+            max_invalid_answers=limits.max_invalid_answers,
         )
+
+    def _violation(self, text: str) -> str:
+        """How an answer in text is against the run's response format."""
+        wanted = self._pinned.response_format
+        return text_violation(wanted.schema_json, text) if wanted is not None else ""
 
     async def _execute(self, snapshot: Snapshot, call: Call) -> Snapshot:
         """One server tool call: marked as started, executed, its outcome stored."""

@@ -27,13 +27,15 @@ class Expect(StrEnum):
     TEXT = "text"
     CALL = "call"
     EITHER = "either"
+    FORMATTED = "formatted"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
     """What is asked: the pinned agent, the encoded history, and the tool choice of this one request.
 
-    `history` are pieces made by `ModelClient.encode`, in order. `returned` says that a tool has returned in this run.
+    `history` are pieces made by `ModelClient.encode`, in order. `returned` says that a tool has returned since the last
+    answer, or that it was an answer in text, which has to be corrected.
     """
 
     pinned: Pinned

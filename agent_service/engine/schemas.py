@@ -66,6 +66,15 @@ def violation(schema_json: str, value: Any) -> str:
     return _describe(error) if error is not None else ""
 
 
+def text_violation(schema_json: str, text: str) -> str:
+    """How a text is no JSON object or violates a schema that was found usable before; empty if it does not."""
+    try:
+        value = parse_json(text)
+    except JsonError as error:
+        return f"it is not valid JSON: {error}"
+    return violation(schema_json, value) if isinstance(value, dict) else f"it is {_kind(value)}, not a JSON object"
+
+
 @lru_cache(maxsize=1024)
 def _validator(schema_json: str) -> Draft202012Validator:
     return Draft202012Validator(json.loads(schema_json), registry=Registry())

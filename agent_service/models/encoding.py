@@ -6,12 +6,14 @@ Source: https://platform.openai.com/docs/api-reference/chat/create
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import TypeGuard
 
+from agent_service.domain.content import Image, ImageDetail, images_of
 from agent_service.domain.message import (
     AssistantContent,
     Message,
@@ -21,7 +23,7 @@ from agent_service.domain.message import (
     ToolReturnContent,
     UserContent,
 )
-from agent_service.domain.run import Pinned
+from agent_service.domain.run import Pinned, ResponseFormat
 from agent_service.domain.tool import ToolCall, ToolChoice, ToolChoiceMode, ToolSchema
 from agent_service.engine.model import ModelRequest
 from agent_service.models.json_text import to_json, to_utf8
@@ -30,8 +32,8 @@ AnswerContent = ReasoningContent | AssistantContent | ToolCallsContent
 
 EncodeAnswer = Callable[[str, Sequence[ToolCall]], bytes]
 """From the text and the calls of one answer to its message."""
-EncodeReturn = Callable[[ToolReturnContent], bytes]
-"""From a tool return to its message."""
+EncodeReturns = Callable[[Sequence[ToolReturnContent]], Iterable[bytes]]
+"""From the returns of one answer, in the order of its calls, to what follows it."""
 
 _BAD_IN_TOOL_NAME = re.compile(r"[^a-zA-Z0-9_-]")
 _BAD_IN_USER_NAME = re.compile(r"[\s<|\\/>]")
@@ -39,7 +41,7 @@ _MAX_NAME_CHARS = 64
 _STREAM = b',"stream":true,"stream_options":{"include_usage":true}}'
 
 
-def encode_messages(messages: Sequence[Message], answer: EncodeAnswer, returned: EncodeReturn) -> bytes:
+def encode_messages(messages: Sequence[Message], answer: EncodeAnswer, returned: EncodeReturns) -> bytes:
     """The messages as JSON objects joined by commas. Raises ValueError for a call without return or the reverse."""
     returns = {m.content.tool_call_id: m.content for m in messages if isinstance(m.content, ToolReturnContent)}
     pieces: list[bytes] = []
@@ -49,7 +51,7 @@ def encode_messages(messages: Sequence[Message], answer: EncodeAnswer, returned:
             text, calls = _text_and_calls(group)
             if text or calls:
                 pieces.append(answer(text, calls))
-            pieces.extend(returned(_return_of(call, returns)) for call in calls)
+            pieces.extend(returned([_return_of(call, returns) for call in calls]))
         elif isinstance(content, UserContent):
             pieces.append(_user(content))
         elif isinstance(content, SystemContent):
@@ -98,10 +100,29 @@ def system(text: str) -> bytes:
 
 
 def _user(content: UserContent) -> bytes:
-    message = {"role": "user", "content": content.text}
+    told = [_text_part(part.text) if part.image is None else _image_part(part.image) for part in content.parts]
+    message: dict[str, object] = {"role": "user", "content": told or content.text}
     if content.name:
         message["name"] = _BAD_IN_USER_NAME.sub("_", content.name)[:_MAX_NAME_CHARS]
     return to_json(message)
+
+
+def user(text: str, images: Sequence[Image] = ()) -> bytes:
+    """A user message: the text, and images after it."""
+    content = [_text_part(text), *map(_image_part, images)] if images else text
+    return to_json({"role": "user", "content": content})
+
+
+def _text_part(text: str) -> dict[str, object]:
+    return {"type": "text", "text": text}
+
+
+def _image_part(image: Image) -> dict[str, object]:
+    encoded = base64.b64encode(image.data).decode()
+    shown = {"url": image.url or f"data:{image.mime_type};base64,{encoded}"}
+    if image.detail is not ImageDetail.AUTO:
+        shown["detail"] = image.detail.value
+    return {"type": "image_url", "image_url": shown}
 
 
 def native_answer(text: str, calls: Sequence[ToolCall]) -> bytes:
@@ -122,16 +143,48 @@ def tool_name(written: str) -> str:
     return _BAD_IN_TOOL_NAME.sub("_", written)[:_MAX_NAME_CHARS] or "unknown"
 
 
-def native_return(content: ToolReturnContent) -> bytes:
-    """A tool message; the model is told `text` only."""
-    return to_json({"role": "tool", "tool_call_id": content.tool_call_id, "content": content.text})
+def native_returns(returns: Sequence[ToolReturnContent]) -> Iterator[bytes]:
+    """A tool message each, which the API takes no images in; then a user message for each that has images."""
+    for content in returns:
+        yield to_json({"role": "tool", "tool_call_id": content.tool_call_id, "content": _told(content)})
+    for content in returns:
+        if images := images_of(content.parts):
+            told = f"{counted(images)} returned by the tool {content.name} ({content.tool_call_id}):"
+            yield user(told, images)
+
+
+def _told(content: ToolReturnContent) -> str:
+    """The text of a return. One that has none says where to look."""
+    images = images_of(content.parts)
+    return content.text or (f"{counted(images)} returned; see below." if images else "")
+
+
+def counted(images: Sequence[Image]) -> str:
+    """How many they are, in words."""
+    return "1 image" if len(images) == 1 else f"{len(images)} images"
 
 
 def native_body(request: ModelRequest) -> bytes:
     """The body of a request to an endpoint that calls tools by itself."""
-    pinned = request.pinned
-    fields = _tool_fields(pinned, request.tool_choice) if pinned.tools else b""
+    pinned, choice = request.pinned, request.tool_choice
+    fields = _tool_fields(pinned, choice) if pinned.tools else b""
+    must_call = bool(choice.tool_name) or choice.mode is ToolChoiceMode.REQUIRED
+    if pinned.response_format is not None and not must_call:
+        fields += answer_format(pinned.response_format)
     return body(pinned.model, pinned.system_prompt, request.history, fields)
+
+
+def answer_format(wanted: ResponseFormat) -> bytes:
+    """The field that asks for an answer of this format."""
+    named = {"name": wanted.name} | ({"description": wanted.description} if wanted.description else {})
+    strict = b"true" if wanted.strict else b"false"
+    return schema_field(to_json(named), to_utf8(object_schema(wanted.schema_json)), strict)
+
+
+def schema_field(named: bytes, schema: bytes, strict: bytes) -> bytes:
+    """The field that asks for JSON; `named` is an object with its name."""
+    opened = b',"response_format":{"type":"json_schema","json_schema":' + named[:-1]
+    return opened + b',"schema":' + schema + b',"strict":' + strict + b"}}"
 
 
 def body(model: str, system_text: str, history: Iterable[bytes], fields: bytes) -> bytes:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import msgspec
 
+from agent_service.domain.content import images_of
 from agent_service.domain.message import ToolReturnContent
+from agent_service.domain.run import Pinned, ResponseFormat
 from agent_service.domain.tool import ToolCall, ToolChoiceMode, ToolSchema
 from agent_service.engine.model import (
     AnsweredCall,
@@ -24,7 +26,7 @@ from agent_service.engine.model import (
     ModelRequest,
 )
 from agent_service.models.answer import invalid
-from agent_service.models.encoding import body, object_schema
+from agent_service.models.encoding import answer_format, body, counted, object_schema, schema_field, user
 from agent_service.models.json_text import repaired, to_json, to_utf8
 
 _TEXT_SCHEMA = to_json(
@@ -37,6 +39,7 @@ _TEXT_SCHEMA = to_json(
 )
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _CUT_CALL = re.compile(rf'\s*\{{\s*"tool"\s*:\s*({_STRING})\s*,\s*"arguments"\s*:\s*(.*)', re.DOTALL)
+_CUT_ANSWER = re.compile(r'\s*\{\s*"answer"\s*:\s*(.*)', re.DOTALL)
 _CUT_TEXT = re.compile(r'\s*\{\s*"text"\s*:\s*"((?:[^"\\]|\\u[0-9a-fA-F]{4}|\\[^u])*)', re.DOTALL)
 
 
@@ -44,6 +47,7 @@ class _Written(msgspec.Struct):
     tool: str | None = None
     arguments: msgspec.Raw = msgspec.Raw(b"")
     text: str | None = None
+    answer: msgspec.Raw = msgspec.Raw(b"")
 
 
 _decode_written = msgspec.json.Decoder(_Written).decode
@@ -55,9 +59,9 @@ def schema_answer(text: str, calls: Sequence[ToolCall]) -> bytes:
     return to_json({"role": "assistant", "content": "\n".join((*([text] if text else []), *written))})
 
 
-def schema_return(content: ToolReturnContent) -> bytes:
-    """The message that tells the model what a tool returned."""
-    return to_json({"role": "user", "content": f"The tool {content.name} returned {_as_object(content.text)}"})
+def schema_returns(returns: Sequence[ToolReturnContent]) -> Iterator[bytes]:
+    """The messages that tell the model what tools returned, each with its images."""
+    return (user(_told(content), images_of(content.parts)) for content in returns)
 
 
 def unsaid_answer(text: str, calls: Sequence[ToolCall]) -> bytes:
@@ -66,10 +70,16 @@ def unsaid_answer(text: str, calls: Sequence[ToolCall]) -> bytes:
     return to_json({"role": "assistant", "content": text}) if text else b""
 
 
-def asking_return(content: ToolReturnContent) -> bytes:
-    """What a tool returned, for models that answer after a return: asked plainly, small ones do."""
-    told = f"The tool {content.name} returned {_as_object(content.text)}\n\nAnswer my question in one sentence."
-    return to_json({"role": "user", "content": told})
+def asking_returns(returns: Sequence[ToolReturnContent]) -> Iterator[bytes]:
+    """What tools returned, for models that answer after a return: asked plainly, small ones do."""
+    for content in returns:
+        yield user(f"{_told(content)}\n\nAnswer my question in one sentence.", images_of(content.parts))
+
+
+def _told(content: ToolReturnContent) -> str:
+    images = images_of(content.parts)
+    returned = counted(images) if images and not content.text else _as_object(content.text)
+    return f"The tool {content.name} returned {returned}"
 
 
 def _as_object(text: str) -> str:
@@ -86,15 +96,26 @@ def schema_request(request: ModelRequest, *, answers_after_return: bool) -> Buil
     Raises ValueError when the tool choice names a tool that the run does not have.
     """
     pinned = request.pinned
+    wanted = pinned.response_format
     expect = _expected(request, answers_after_return)
     if expect is Expect.TEXT:
-        return BuiltRequest(body(pinned.model, pinned.system_prompt, request.history, b""), expect)
+        format_text, field = (
+            (_describe_format(wanted), answer_format(replace(wanted, strict=True))) if wanted else ("", b"")
+        )
+        return BuiltRequest(body(pinned.model, _joined(pinned, format_text), request.history, field), expect)
     tools = _tools_on_offer(request)
     alone = len(tools) == 1 and expect is Expect.CALL
     schemas = [_call_schema(tool, "" if alone else f"/anyOf/{at}") for at, tool in enumerate(tools)]
-    schemas += [_TEXT_SCHEMA] if expect is Expect.EITHER else []
-    system_text = "\n\n".join(filter(None, (pinned.system_prompt, _describe(tools, expect))))
+    if expect is Expect.EITHER:
+        schemas.append(_TEXT_SCHEMA)
+    elif expect is Expect.FORMATTED and wanted is not None:
+        schemas.append(_answer_schema(wanted, f"/anyOf/{len(tools)}"))
+    system_text = _joined(pinned, _describe(tools, expect, wanted))
     return BuiltRequest(body(pinned.model, system_text, request.history, _response_format(schemas)), expect)
+
+
+def _joined(pinned: Pinned, told: str) -> str:
+    return "\n\n".join(filter(None, (pinned.system_prompt, told)))
 
 
 def _expected(request: ModelRequest, answers_after_return: bool) -> Expect:
@@ -104,7 +125,7 @@ def _expected(request: ModelRequest, answers_after_return: bool) -> Expect:
     if choice.tool_name:
         return Expect.CALL
     by_mode = {ToolChoiceMode.NONE: Expect.TEXT, ToolChoiceMode.REQUIRED: Expect.CALL}
-    return by_mode.get(choice.mode, Expect.EITHER)
+    return by_mode.get(choice.mode, Expect.FORMATTED if request.pinned.response_format else Expect.EITHER)
 
 
 def _tools_on_offer(request: ModelRequest) -> Sequence[ToolSchema]:
@@ -117,13 +138,26 @@ def _tools_on_offer(request: ModelRequest) -> Sequence[ToolSchema]:
     return (tool,)
 
 
-def _describe(tools: Sequence[ToolSchema], expect: Expect) -> str:
+def _describe(tools: Sequence[ToolSchema], expect: Expect, wanted: ResponseFormat | None) -> str:
     told = ["You can call this tool:" if len(tools) == 1 else "You can call one of these tools:"]
     told.extend(_description(tool) for tool in tools)
     told.append('To call it, answer with JSON only: {"tool": <tool name>, "arguments": <arguments>}')
     if expect is Expect.EITHER:
         told.append('To answer without a tool, answer with JSON only: {"text": <your answer>}')
+    if expect is Expect.FORMATTED and wanted is not None:
+        told.append('To answer without a tool, answer with JSON only: {"answer": <your answer>}')
+        told.append(f"Your answer there is JSON {_of_schema(wanted)}")
     return "\n".join(told)
+
+
+def _describe_format(wanted: ResponseFormat) -> str:
+    """Such endpoints constrain what is written, but do not tell the model what they wait for."""
+    return f"Answer with JSON only, {_of_schema(wanted)}"
+
+
+def _of_schema(wanted: ResponseFormat) -> str:
+    described = f" ({wanted.description})" if wanted.description else ""
+    return f"of this JSON Schema{described}: {wanted.schema_json}"
 
 
 def _description(tool: ToolSchema) -> str:
@@ -140,6 +174,17 @@ def _call_schema(tool: ToolSchema, at: str) -> bytes:
             b'},"arguments":',
             _moved(object_schema(tool.parameters_json), f"{at}/properties/arguments"),
             b'},"required":["tool","arguments"],"additionalProperties":false}',
+        )
+    )
+
+
+def _answer_schema(wanted: ResponseFormat, at: str) -> bytes:
+    """The schema of an answer, in an object of its own so that it is told from a call."""
+    return b"".join(
+        (
+            b'{"type":"object","properties":{"answer":',
+            _moved(object_schema(wanted.schema_json), f"{at}/properties/answer"),
+            b'},"required":["answer"],"additionalProperties":false}',
         )
     )
 
@@ -164,13 +209,14 @@ def _with_moved_refs(value: object, pointer: str) -> object:
 
 def _response_format(schemas: Sequence[bytes]) -> bytes:
     schema = schemas[0] if len(schemas) == 1 else b'{"anyOf":[' + b",".join(schemas) + b"]}"
-    opened = b',"response_format":{"type":"json_schema","json_schema":{"name":"answer","schema":'
-    return opened + schema + b',"strict":true}}'
+    return schema_field(b'{"name":"answer"}', schema, b"true")
 
 
 def read_schema_answer(answer: ModelAnswer, expect: Expect, sink: AnswerSink) -> ModelAnswer:
     """The call or the text in an answer that is JSON, now told to the sink. Raises ModelError."""
     read = _whole(answer, expect) or _cut(answer)
+    if read is None and expect is Expect.FORMATTED:
+        read = answer  # the answer as it is: whether it will do is checked like any other
     if read is None:
         raise invalid("the answer is not the JSON object that was asked for")
     for index, call in enumerate(read.calls):
@@ -190,6 +236,8 @@ def _whole(answer: ModelAnswer, expect: Expect) -> ModelAnswer | None:
         return replace(answer, text="", calls=(AnsweredCall("", written.tool, arguments),))
     if written.text is not None and expect is Expect.EITHER:
         return replace(answer, text=written.text)
+    if formatted := bytes(written.answer).decode() if expect is Expect.FORMATTED else "":
+        return replace(answer, text=formatted)
     return None
 
 
@@ -209,6 +257,8 @@ def _cut(answer: ModelAnswer) -> ModelAnswer | None:
         return None
     if call := _CUT_CALL.match(answer.text):
         return replace(answer, text="", calls=(AnsweredCall("", _unquoted(call[1]), call[2]),))
+    if formatted := _CUT_ANSWER.match(answer.text):
+        return replace(answer, text=formatted[1])
     text = _CUT_TEXT.match(answer.text)
     return replace(answer, text=_unquoted(f'"{text[1]}"') if text else "")
 

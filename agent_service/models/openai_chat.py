@@ -19,14 +19,14 @@ from agent_service.engine.model import (
     ToolMode,
 )
 from agent_service.models.answer import AnswerLimits, AnswerReader, invalid
-from agent_service.models.encoding import encode_messages, native_answer, native_body, native_return
+from agent_service.models.encoding import encode_messages, native_answer, native_body, native_returns
 from agent_service.models.endpoint import DEFAULT_BASE_URL, Endpoint, Stream, Timeouts
 from agent_service.models.json_schema import (
-    asking_return,
+    asking_returns,
     read_schema_answer,
     schema_answer,
     schema_request,
-    schema_return,
+    schema_returns,
     unsaid_answer,
 )
 from agent_service.models.sse import EventTooLargeError, SseParser
@@ -42,7 +42,7 @@ class _Models(msgspec.Struct):
 
 _TIMEOUTS = Timeouts()
 _LIMITS = AnswerLimits()
-_JSON_ANSWERS = (Expect.CALL, Expect.EITHER)
+_JSON_ANSWERS = (Expect.CALL, Expect.EITHER, Expect.FORMATTED)
 
 
 class OpenAIChatModel:
@@ -87,10 +87,10 @@ class OpenAIChatModel:
     def encode(self, messages: Sequence[Message]) -> bytes:
         """As the port says. Raises ValueError for a call without its return, or the reverse."""
         if self._tool_mode is ToolMode.NATIVE:
-            return encode_messages(messages, native_answer, native_return)
+            return encode_messages(messages, native_answer, native_returns)
         if self._answers_after_return:
-            return encode_messages(messages, unsaid_answer, asking_return)
-        return encode_messages(messages, schema_answer, schema_return)
+            return encode_messages(messages, unsaid_answer, asking_returns)
+        return encode_messages(messages, schema_answer, schema_returns)
 
     def build(self, request: ModelRequest) -> BuiltRequest:
         """As the port says."""

@@ -13,14 +13,17 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from agent_service.domain.content import Parts
 from agent_service.domain.errors import FieldViolation, Reason, invalid
 from agent_service.domain.message import InputContent, MessageType, SystemContent, UserContent
+from agent_service.domain.run import ResponseFormat
 from agent_service.domain.start import OnBusy
 from agent_service.domain.submit import ApproveAnswer, CallAnswer, DenyAnswer, ReturnAnswer
 from agent_service.domain.tool import Executor, OnTimeout, ToolChoice, ToolChoiceMode, ToolSchema
-from agent_service.engine.commands import StartCommand, SubmitCommand, View, digest
+from agent_service.engine.commands import StartCommand, SubmitCommand, View, canonical, digest
 from agent_service.engine.limits import Limits
 from agent_service.engine.schemas import schema_problem
+from agent_service.transport.parts import PartsReader
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -58,6 +61,7 @@ class Reader:
         self.problems = Problems()
         self._limits = limits
         self._prefix = prefix
+        self._parts = PartsReader(limits, self._add)
 
     def start(self, request: pb.StepRequest) -> StartCommand:
         """A start. Raises INVALID_FIELD or INVALID_TOOL_SCHEMA with every problem found."""
@@ -76,6 +80,7 @@ class Reader:
             run_timeout=self.span("run_timeout", request.run_timeout, request.HasField("run_timeout")),
             pause_ttl=self.span("pause_ttl", request.pause_ttl, request.HasField("pause_ttl")),
             on_busy=self._on_busy(request.on_busy),
+            response_format=self._response_format(request),
             path=self._prefix,
         )
         self.id("agent_id", request.agent_id)
@@ -90,6 +95,7 @@ class Reader:
             *(self._tool_return(f"tool_returns[{i}]", value) for i, value in enumerate(request.tool_returns)),
             *(self._approval(f"approvals[{i}]", value) for i, value in enumerate(request.approvals)),
         )
+        self._parts.check_total("tool_returns")
         if not answers:
             self._add("tool_returns", "is empty, and so is approvals; answer at least one pending call")
         return SubmitCommand(run_id, answers, self.id("request_id", request.request_id))
@@ -178,27 +184,20 @@ class Reader:
         size = sum(len(content.text.encode()) for content in inputs)
         if size > self._limits.max_input_bytes:
             self._add("input_messages", f"{size} bytes of text; at most {self._limits.max_input_bytes} are allowed")
+        self._parts.check_total("input_messages")
         return inputs
 
     def _input(self, path: str, message: messages_pb2.InputMessage) -> InputContent:
-        text = self._text(path, message.text, message.parts, required=True)
+        content = self._parts.read(path, message.text, message.parts, required=True)
+        self._parts.check_size(path, content)
         if message.name and not _TOOL_NAME.fullmatch(message.name):
             self._add(f"{path}.name", f"{message.name[:_SHOWN]!r} is not 1 to 64 letters, digits, '_' or '-'")
         if message.role not in messages_pb2.Role.values():
             self._add(f"{path}.role", f"{message.role} is not a value of Role")
         if message.role == messages_pb2.ROLE_SYSTEM:
-            return SystemContent(text)
-        return UserContent(text, message.name)
-
-    def _text(self, path: str, text: str, parts: Sequence[Any], *, required: bool) -> str:
-        if text and parts:
-            self._add(f"{path}.parts", "set together with text; send one of them")
-        if required and not text and not parts:
-            self._add(f"{path}.text", "is empty, and so is parts; send one of them")
-        for index, part in enumerate(parts):
-            if part.WhichOneof("content") is None:
-                self._add(f"{path}.parts[{index}]", "has no content; set text")
-        return text or "".join(part.text for part in parts)
+            self._parts.refuse_images(path, content.parts)
+            return SystemContent(content.text)
+        return UserContent(content.text, message.name, content.parts)
 
     def _max_steps(self, request: pb.StepRequest) -> int:
         if not request.HasField("max_steps"):
@@ -304,7 +303,26 @@ class Reader:
             return self._schema(f"{path}.parameters", struct_json(tool.parameters)) or _EMPTY_PARAMETERS
         return self._schema(f"{path}.parameters_json", tool.parameters_json) or _EMPTY_PARAMETERS
 
-    def _schema(self, field: str, text: str, *, any_type: bool = False) -> str:
+    def _response_format(self, request: pb.StepRequest) -> ResponseFormat | None:
+        if not request.HasField("response_format"):
+            return None
+        path, wanted = "response_format", request.response_format
+        if wanted.name and not _TOOL_NAME.fullmatch(wanted.name):
+            self._add(f"{path}.name", f"{wanted.name[:_SHOWN]!r} is not 1 to 64 letters, digits, '_' or '-'")
+        self.bounded(f"{path}.description", wanted.description, self._limits.max_tool_schema_bytes)
+        if wanted.HasField("schema") == bool(wanted.schema_json):
+            problem = (
+                "set together with schema; send one of them" if wanted.schema_json else "is empty, and so is schema"
+            )
+            self._add(f"{path}.schema_json", problem)
+        field = "schema" if wanted.HasField("schema") else "schema_json"
+        text = struct_json(wanted.schema) if wanted.HasField("schema") else wanted.schema_json
+        self._schema(f"{path}.{field}", text, reason=Reason.INVALID_RESPONSE_SCHEMA)
+        return ResponseFormat(wanted.name or "answer", text, wanted.description, wanted.strict)
+
+    def _schema(
+        self, field: str, text: str, *, any_type: bool = False, reason: Reason = Reason.INVALID_TOOL_SCHEMA
+    ) -> str:
         if text:
             problem = schema_problem(
                 text,
@@ -313,18 +331,19 @@ class Reader:
                 object_only=not any_type,
             )
             if problem:
-                self._add(field, problem, Reason.INVALID_TOOL_SCHEMA)
+                self._add(field, problem, reason)
         return text
 
     def _tool_return(self, path: str, value: tools_pb2.ToolReturn) -> CallAnswer:
         if value.status not in tools_pb2.ToolReturnStatus.values():
             self._add(f"{path}.status", f"{value.status} is not a value of ToolReturnStatus")
-        text = self._text(path, value.text, value.parts, required=False)
-        for name, content in (("text", text), ("stdout", value.stdout), ("stderr", value.stderr)):
-            self.bounded(f"{path}.{name}", content, self._limits.max_tool_return_bytes)
+        content = self._parts.read(path, value.text, value.parts, required=False)
+        for name, text in (("text", content.text), ("stdout", value.stdout), ("stderr", value.stderr)):
+            self.bounded(f"{path}.{name}", text, self._limits.max_tool_return_bytes)
+        self._parts.check_size(path, content, value.stdout, value.stderr)
         failed = value.status == tools_pb2.TOOL_RETURN_STATUS_ERROR
-        answer = ReturnAnswer(text, failed, value.stdout, value.stderr)
-        key = digest(["return", text, failed, value.stdout, value.stderr])
+        answer = ReturnAnswer(content.text, failed, value.stdout, value.stderr, content.parts)
+        key = digest(["return", content.text, failed, value.stdout, value.stderr, *_told(content.parts)])
         call_id = self._call_id(path, value.tool_call_id)
         return CallAnswer(call_id, self._prefix + path, answer, key, claim_token=value.claim_token)
 
@@ -351,6 +370,11 @@ class Reader:
         if not value:
             self._add(f"{path}.tool_call_id", "is empty; name a pending call")
         return value
+
+
+def _told(parts: Parts) -> list[object]:
+    """What a digest tells of the parts: nothing where there are none, as it was before there were any."""
+    return [canonical(parts)] if parts else []
 
 
 def struct_json(struct: Struct) -> str:

@@ -28,6 +28,8 @@ CAPABILITIES = (
     "claims",
     "deadlines",
     "on_busy",
+    "structured_output",
+    "images",
 )
 """What clients may rely on."""
 

@@ -8,6 +8,7 @@ from typing import Any
 from agentrpc.v1 import (
     agent_service_pb2,
     agents_pb2,
+    content_pb2,
     errors_pb2,
     events_pb2,
     inbox_service_pb2,
@@ -21,6 +22,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from agent_service.domain import event as ev
 from agent_service.domain import message as msg
+from agent_service.domain.content import ImageDetail, Part
 from agent_service.domain.draft import Snapshot
 from agent_service.domain.errors import Reason
 from agent_service.domain.registry import Conversation, WaitingCall
@@ -56,6 +58,7 @@ _OUTCOME = _numbers(tools_pb2.ToolCallOutcome, "TOOL_CALL_OUTCOME_", Outcome)
 _KIND = _numbers(tools_pb2.PendingKind, "PENDING_KIND_", PendingKind)
 _REASON = _numbers(errors_pb2.ErrorReason, "ERROR_REASON_", Reason)
 _AGENT_KIND = _numbers(agents_pb2.AgentKind, "AGENT_KIND_", AgentKind)
+_DETAIL = _numbers(content_pb2.ImageDetail, "IMAGE_DETAIL_", ImageDetail)
 _CAUSE = _numbers(events_pb2.RunCause, "RUN_CAUSE_", ev.RunCause)
 
 
@@ -147,8 +150,8 @@ def message(value: msg.Message) -> messages_pb2.Message:
         create_time=timestamp(value.create_time),
     )
     match value.content:
-        case msg.UserContent(text, name):
-            result.user.CopyFrom(messages_pb2.UserMessage(text=text, name=name))
+        case msg.UserContent(text, name, parts):
+            result.user.CopyFrom(messages_pb2.UserMessage(text=text, name=name, parts=map(_part, parts)))
         case msg.SystemContent(text):
             result.system.CopyFrom(messages_pb2.SystemMessage(text=text))
         case msg.AssistantContent(text):
@@ -179,7 +182,20 @@ def _tool_return(value: msg.ToolReturnContent) -> messages_pb2.ToolReturnMessage
         stdout=value.stdout,
         stderr=value.stderr,
         truncated=value.truncated,
+        parts=map(_part, value.parts),
     )
+
+
+def _part(value: Part) -> content_pb2.ContentPart:
+    image = value.image
+    if image is None:
+        return content_pb2.ContentPart(text=value.text)
+    result = content_pb2.Image(mime_type=image.mime_type, detail=_DETAIL[image.detail])
+    if image.url:
+        result.url = image.url
+    else:
+        result.data = image.data
+    return content_pb2.ContentPart(image=result)
 
 
 def usage(value: Usage) -> runs_pb2.Usage:

@@ -4,6 +4,8 @@ Source: https://platform.openai.com/docs/api-reference/chat/create and the answe
 endpoint, whose words the messages follow.
 """
 
+import base64
+import binascii
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +31,9 @@ _PARTS = {
     "tool": frozenset({"text"}),
 }
 _AUDIO_FORMATS = ("wav", "mp3")
+_DATA_URL = re.compile(r"data:image/(png|jpeg|gif|webp);base64,")
+# How the files of these types begin.
+_IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"RIFF")
 
 
 def check_messages(messages: object, extra_fields: frozenset[str]) -> None:
@@ -100,15 +105,35 @@ def _check_part_value(kind: str, value: object, path: str) -> None:
     if not isinstance(value, dict):
         wrong_type(path, "an object", value)
     if kind == "image_url":
-        url = value.get("url")
-        good = isinstance(url, str) and url.startswith(("http://", "https://", "data:image/"))
-        need(good, f"Invalid '{path}.url': expected an http(s) or data URL.", f"{path}.url")
+        _check_image(value, path)
     elif kind == "input_audio":
         good = isinstance(value.get("data"), str) and value.get("format") in _AUDIO_FORMATS
         need(good, f"Invalid '{path}': expected base64 data and a format.", path)
     else:
         good = isinstance(value.get("file_data", value.get("file_id")), str)
         need(good, f"Invalid '{path}': expected file_data or file_id.", path)
+
+
+def _check_image(image: dict[str, Any], path: str) -> None:
+    need_only(image, frozenset({"url", "detail"}), path)
+    url, detail = image.get("url"), image.get("detail", "auto")
+    text = f"Invalid value: '{detail}'. Supported values are: 'low', 'high', and 'auto'."
+    need(detail in ("low", "high", "auto"), text, f"{path}.detail", "invalid_value")
+    if not isinstance(url, str):
+        wrong_type(f"{path}.url", "a string", url)
+    if not url.startswith("data:"):
+        good = url.startswith(("http://", "https://"))
+        need(good, f"Invalid '{path}.url': expected an http(s) or data URL.", f"{path}.url", "invalid_image_url")
+        return
+    found = _DATA_URL.match(url)
+    text = f"Invalid '{path}.url': expected a base64-encoded data URL with an image MIME type."
+    need(bool(found), text, f"{path}.url", "invalid_image_url")
+    try:
+        data = base64.b64decode(url[found.end() if found else 0 :], validate=True)
+    except binascii.Error:
+        data = b""
+    text = "You uploaded an unsupported image. Please make sure your image is valid."
+    need(data.startswith(_IMAGES), text, f"{path}.url", "invalid_image_format")
 
 
 def _check_calls(calls: object, path: str) -> None:

@@ -9,21 +9,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from .formats import check_format
 from .messages import check_function_name, check_messages
 from .refusals import RefusedError, need, need_only, wrong_type
 
 _MOST_TOOLS = 128
 _DESCRIPTION_CHARS = 1024
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
-_FORMATS = ("text", "json_object", "json_schema")
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What this endpoint takes beyond the OpenAI API, as other providers do."""
+    """What this endpoint takes beyond the OpenAI API, as other providers do.
+
+    `any_schema`: a strict response format may have any schema, as where grammars are made of schemas.
+    """
 
     extra_fields: frozenset[str] = frozenset()
     extra_message_fields: frozenset[str] = frozenset()
+    any_schema: bool = False
 
 
 def check_body(raw: bytes, rules: Rules) -> dict[str, Any]:
@@ -34,6 +38,8 @@ def check_body(raw: bytes, rules: Rules) -> dict[str, Any]:
     check_messages(body["messages"], rules.extra_message_fields)
     names = _check_tools(body["tools"]) if "tools" in body else None
     _check_tool_settings(body, names)
+    if "response_format" in body:
+        check_format(body["response_format"], any_schema=rules.any_schema)
     return body
 
 
@@ -81,10 +87,6 @@ def _is_stop(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _is_format(value: object) -> bool:
-    return isinstance(value, dict) and value.get("type") in _FORMATS
-
-
 def _is_stream_options(value: object) -> bool:
     known = {"include_usage", "include_obfuscation"}
     return isinstance(value, dict) and set(value) <= known and all(type(flag) is bool for flag in value.values())
@@ -112,7 +114,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "prompt_cache_key": _is(str),
     "prompt_cache_retention": _is(str),
     "reasoning_effort": _one_of(*_EFFORTS),
-    "response_format": _is_format,
+    "response_format": _is(dict),
     "safety_identifier": _is(str),
     "seed": _is(int),
     "service_tier": _is(str),

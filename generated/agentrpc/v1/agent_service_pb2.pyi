@@ -11,6 +11,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -134,6 +135,7 @@ class StepRequest(_message.Message):
     RUN_TIMEOUT_FIELD_NUMBER: _builtins.int
     PAUSE_TTL_FIELD_NUMBER: _builtins.int
     ON_BUSY_FIELD_NUMBER: _builtins.int
+    RESPONSE_FORMAT_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """The agent; empty means the server's default agent."""
     conversation_id: _builtins.str
@@ -205,6 +207,10 @@ class StepRequest(_message.Message):
         below one millisecond is refused.
         """
 
+    @_builtins.property
+    def response_format(self) -> Global___ResponseFormat:
+        """The JSON that the run's answer has to be; unset means free text. It holds for the whole run."""
+
     def __init__(
         self,
         *,
@@ -228,10 +234,11 @@ class StepRequest(_message.Message):
         run_timeout: _duration_pb2.Duration | None = ...,
         pause_ttl: _duration_pb2.Duration | None = ...,
         on_busy: Global___OnBusy.ValueType = ...,
+        response_format: Global___ResponseFormat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps", "_parallel_tool_calls", b"_parallel_tool_calls", "_use_assistant_message", b"_use_assistant_message", "max_steps", b"max_steps", "max_wait", b"max_wait", "parallel_tool_calls", b"parallel_tool_calls", "pause_ttl", b"pause_ttl", "run_timeout", b"run_timeout", "tool_choice", b"tool_choice", "use_assistant_message", b"use_assistant_message"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps", "_parallel_tool_calls", b"_parallel_tool_calls", "_use_assistant_message", b"_use_assistant_message", "max_steps", b"max_steps", "max_wait", b"max_wait", "parallel_tool_calls", b"parallel_tool_calls", "pause_ttl", b"pause_ttl", "response_format", b"response_format", "run_timeout", b"run_timeout", "tool_choice", b"tool_choice", "use_assistant_message", b"use_assistant_message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps", "_parallel_tool_calls", b"_parallel_tool_calls", "_use_assistant_message", b"_use_assistant_message", "agent_id", b"agent_id", "background", b"background", "client_tools", b"client_tools", "conversation_id", b"conversation_id", "include_return_message_types", b"include_return_message_types", "input_messages", b"input_messages", "labels", b"labels", "max_steps", b"max_steps", "max_wait", b"max_wait", "model", b"model", "on_busy", b"on_busy", "on_disconnect", b"on_disconnect", "parallel_tool_calls", b"parallel_tool_calls", "pause_ttl", b"pause_ttl", "request_start_timestamp_ns", b"request_start_timestamp_ns", "run_id", b"run_id", "run_timeout", b"run_timeout", "system_prompt", b"system_prompt", "tool_choice", b"tool_choice", "use_assistant_message", b"use_assistant_message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps", "_parallel_tool_calls", b"_parallel_tool_calls", "_use_assistant_message", b"_use_assistant_message", "agent_id", b"agent_id", "background", b"background", "client_tools", b"client_tools", "conversation_id", b"conversation_id", "include_return_message_types", b"include_return_message_types", "input_messages", b"input_messages", "labels", b"labels", "max_steps", b"max_steps", "max_wait", b"max_wait", "model", b"model", "on_busy", b"on_busy", "on_disconnect", b"on_disconnect", "parallel_tool_calls", b"parallel_tool_calls", "pause_ttl", b"pause_ttl", "request_start_timestamp_ns", b"request_start_timestamp_ns", "response_format", b"response_format", "run_id", b"run_id", "run_timeout", b"run_timeout", "system_prompt", b"system_prompt", "tool_choice", b"tool_choice", "use_assistant_message", b"use_assistant_message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_steps: _TypeAlias = _typing.Literal["max_steps"]  # noqa: Y015
     _WhichOneofArgType__max_steps: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps"]  # noqa: Y015
@@ -247,6 +254,58 @@ class StepRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__use_assistant_message) -> _WhichOneofReturnType__use_assistant_message | None: ...
 
 Global___StepRequest: _TypeAlias = StepRequest  # noqa: Y015
+
+@_typing.final
+class ResponseFormat(_message.Message):
+    """Structured output: the answer in text that ends the run is a JSON object that satisfies this schema. A run that ends with
+    STOP_REASON_END_TURN has such an answer; it is an assistant message as any other, its text the JSON as the model wrote
+    it. Text beside tool calls is no answer, and no schema holds for it.
+
+    The schema goes to the model endpoint, and the server checks the answer itself. One that is against it is stored, and so
+    is a system message that tells the model what is wrong (both with the `step_id` of the step), and the model is asked
+    again, with the same tool choice. After `Limits.max_invalid_answers` such answers, or one in the last of `max_steps`, the
+    run fails with STOP_REASON_INVALID_LLM_RESPONSE and RESPONSE_SCHEMA_VIOLATION. An answer that is cut by the token limit is
+    not checked: MAX_TOKENS_EXCEEDED.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    SCHEMA_FIELD_NUMBER: _builtins.int
+    SCHEMA_JSON_FIELD_NUMBER: _builtins.int
+    STRICT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A name for the endpoint: 1 to 64 letters, digits, '_' or '-'. Empty means "answer"."""
+    description: _builtins.str
+    """What the answer is, written for the model; may be empty."""
+    schema_json: _builtins.str
+    """The same as JSON text, kept exactly; checked as `ClientToolSchema.parameters_json` is."""
+    strict: _builtins.bool
+    """Asks the endpoint to make sure of it by itself. OpenAI's does so for some schemas only, and refuses others: each
+    object needs `additionalProperties` false and all its properties required. Unset, the model knows the schema, and
+    the server's check is what makes sure. Endpoints that do not call tools by themselves are always asked to.
+    """
+    @_builtins.property
+    def schema(self) -> _struct_pb2.Struct:
+        """JSON Schema of the answer, an object schema; as `ClientToolSchema.parameters`. Set this or `schema_json`."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        schema: _struct_pb2.Struct | None = ...,
+        schema_json: _builtins.str = ...,
+        strict: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["schema", b"schema"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "schema", b"schema", "schema_json", b"schema_json", "strict", b"strict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResponseFormat: _TypeAlias = ResponseFormat  # noqa: Y015
 
 @_typing.final
 class StepResponse(_message.Message):

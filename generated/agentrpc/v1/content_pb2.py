@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61gentrpc/v1/content.proto\x12\x0b\x61gentrpc.v1\"(\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\n \x01(\tH\x00\x42\t\n\x07\x63ontentBG\n\x0f\x63om.agentrpc.v1B\x0c\x43ontentProtoP\x01Z\x16\x61gentrpc/v1;agentrpcv1\xaa\x02\x0b\x41gentRpc.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61gentrpc/v1/content.proto\x12\x0b\x61gentrpc.v1\"M\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\n \x01(\tH\x00\x12#\n\x05image\x18\x0b \x01(\x0b\x32\x12.agentrpc.v1.ImageH\x00\x42\t\n\x07\x63ontent\"m\n\x05Image\x12\x11\n\tmime_type\x18\x01 \x01(\t\x12(\n\x06\x64\x65tail\x18\x02 \x01(\x0e\x32\x18.agentrpc.v1.ImageDetail\x12\x0e\n\x04\x64\x61ta\x18\n \x01(\x0cH\x00\x12\r\n\x03url\x18\x0b \x01(\tH\x00\x42\x08\n\x06source*o\n\x0bImageDetail\x12\x1c\n\x18IMAGE_DETAIL_UNSPECIFIED\x10\x00\x12\x15\n\x11IMAGE_DETAIL_AUTO\x10\x01\x12\x14\n\x10IMAGE_DETAIL_LOW\x10\x02\x12\x15\n\x11IMAGE_DETAIL_HIGH\x10\x03\x42G\n\x0f\x63om.agentrpc.v1B\x0c\x43ontentProtoP\x01Z\x16\x61gentrpc/v1;agentrpcv1\xaa\x02\x0b\x41gentRpc.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,6 +32,10 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'agentrpc.v1.content_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\017com.agentrpc.v1B\014ContentProtoP\001Z\026agentrpc/v1;agentrpcv1\252\002\013AgentRpc.V1'
+  _globals['_IMAGEDETAIL']._serialized_start=232
+  _globals['_IMAGEDETAIL']._serialized_end=343
   _globals['_CONTENTPART']._serialized_start=42
-  _globals['_CONTENTPART']._serialized_end=82
+  _globals['_CONTENTPART']._serialized_end=119
+  _globals['_IMAGE']._serialized_start=121
+  _globals['_IMAGE']._serialized_end=230
 # @@protoc_insertion_point(module_scope)

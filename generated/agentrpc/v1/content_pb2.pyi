@@ -5,6 +5,7 @@ isort:skip_file
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -16,6 +17,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ImageDetail:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ImageDetailEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImageDetail.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    IMAGE_DETAIL_UNSPECIFIED: _ImageDetail.ValueType  # 0
+    """Treated as IMAGE_DETAIL_AUTO. Never sent by the server."""
+    IMAGE_DETAIL_AUTO: _ImageDetail.ValueType  # 1
+    """The endpoint decides."""
+    IMAGE_DETAIL_LOW: _ImageDetail.ValueType  # 2
+    """Coarse, for few tokens."""
+    IMAGE_DETAIL_HIGH: _ImageDetail.ValueType  # 3
+    """Fine, for many tokens."""
+
+class ImageDetail(_ImageDetail, metaclass=_ImageDetailEnumTypeWrapper):
+    """How closely a model looks at an image, which is a matter of tokens. Endpoints differ; see theirs."""
+
+IMAGE_DETAIL_UNSPECIFIED: ImageDetail.ValueType  # 0
+"""Treated as IMAGE_DETAIL_AUTO. Never sent by the server."""
+IMAGE_DETAIL_AUTO: ImageDetail.ValueType  # 1
+"""The endpoint decides."""
+IMAGE_DETAIL_LOW: ImageDetail.ValueType  # 2
+"""Coarse, for few tokens."""
+IMAGE_DETAIL_HIGH: ImageDetail.ValueType  # 3
+"""Fine, for many tokens."""
+Global___ImageDetail: _TypeAlias = ImageDetail  # noqa: Y015
+
 @_typing.final
 class ContentPart(_message.Message):
     """One part of a content that has more than plain text."""
@@ -23,19 +52,69 @@ class ContentPart(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Text, any Unicode; parts of one message are joined without a separator."""
+    """Text, any Unicode; neighbouring text parts of one message are joined without a separator."""
+    @_builtins.property
+    def image(self) -> Global___Image:
+        """An image."""
+
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
+        image: Global___Image | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "image", b"image", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "image", b"image", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["text"]  # noqa: Y015
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["text", "image"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
 
 Global___ContentPart: _TypeAlias = ContentPart  # noqa: Y015
+
+@_typing.final
+class Image(_message.Message):
+    """An image for the model: its bytes, or where the model endpoint finds it. The server never fetches a URL, and it does
+    not look into an image beyond its first bytes. Whether a model can see images is for its endpoint to say; one that
+    cannot may refuse the request, and so every later one of that conversation.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIME_TYPE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    mime_type: _builtins.str
+    """Of `data`: "image/png", "image/jpeg", "image/gif" or "image/webp". Empty means as the bytes say; what contradicts
+    them is refused, and so is a type of a `url`. The server always sends it with `data`.
+    """
+    detail: Global___ImageDetail.ValueType
+    """How closely the model looks; unset means IMAGE_DETAIL_AUTO."""
+    data: _builtins.bytes
+    """The file as it is: PNG, JPEG, GIF or WebP, at most `Limits.max_image_bytes`. (In JSON: base64.)"""
+    url: _builtins.str
+    """An https URL of printable ASCII, without credentials, at most `Limits.max_image_url_bytes` long; also http where
+    `Limits.http_image_urls` says so. It has to be readable by the model endpoint for as long as the conversation
+    goes on, since each model request names it again.
+    """
+    def __init__(
+        self,
+        *,
+        mime_type: _builtins.str = ...,
+        detail: Global___ImageDetail.ValueType = ...,
+        data: _builtins.bytes = ...,
+        url: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "source", b"source", "url", b"url"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "detail", b"detail", "mime_type", b"mime_type", "source", b"source", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["data", "url"]  # noqa: Y015
+    _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
+
+Global___Image: _TypeAlias = Image  # noqa: Y015

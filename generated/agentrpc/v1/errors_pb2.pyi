@@ -44,6 +44,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Message: "client_tools[1].parameters_json: not valid JSON Schema: at /properties/age/type: 'strng' is not valid
     under any of the given schemas"
     """
+    ERROR_REASON_INVALID_RESPONSE_SCHEMA: _ErrorReason.ValueType  # 36
+    """The schema of `response_format` cannot be used; named as a BadRequest field violation. Correct it.
+    Code: INVALID_ARGUMENT.
+    Metadata: violations_total, only when there are more than 16.
+    Message: "response_format.schema_json: not valid JSON Schema: at /properties/age/type: 'strng' is not valid under
+    any of the given schemas"
+    """
     ERROR_REASON_UNKNOWN_TOOL_CALL: _ErrorReason.ValueType  # 3
     """A submit names a call that is not one of this run, or names one twice; named as BadRequest field violations.
     Nothing of the submit was taken. Answer the calls in `Run.pending_tool_calls`.
@@ -273,6 +280,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Run: FAILED with STOP_REASON_INVALID_LLM_RESPONSE.
     Message: "empty answer"
     """
+    ERROR_REASON_RESPONSE_SCHEMA_VIOLATION: _ErrorReason.ValueType  # 49
+    """No answer of the model satisfied the run's `response_format` (`Limits.max_invalid_answers`, or the last of
+    `max_steps`). The message says where the last one violates the schema; the conversation's messages show all of them,
+    and what the model was told. Try another model or a simpler schema, or `strict`.
+    Run: FAILED with STOP_REASON_INVALID_LLM_RESPONSE.
+    Message: "no answer satisfied the response schema; the last of 3: at /age: 'x' is not of type 'integer'"
+    """
     ERROR_REASON_INVALID_TOOL_CALLS: _ErrorReason.ValueType  # 44
     """The model's answers held nothing but calls of unknown tools or against their schemas, too many times in a row
     (`Limits.max_consecutive_invalid_steps`). The conversation's messages show what the model was told each time.
@@ -328,6 +342,13 @@ Code: INVALID_ARGUMENT.
 Metadata: violations_total, only when there are more than 16.
 Message: "client_tools[1].parameters_json: not valid JSON Schema: at /properties/age/type: 'strng' is not valid
 under any of the given schemas"
+"""
+ERROR_REASON_INVALID_RESPONSE_SCHEMA: ErrorReason.ValueType  # 36
+"""The schema of `response_format` cannot be used; named as a BadRequest field violation. Correct it.
+Code: INVALID_ARGUMENT.
+Metadata: violations_total, only when there are more than 16.
+Message: "response_format.schema_json: not valid JSON Schema: at /properties/age/type: 'strng' is not valid under
+any of the given schemas"
 """
 ERROR_REASON_UNKNOWN_TOOL_CALL: ErrorReason.ValueType  # 3
 """A submit names a call that is not one of this run, or names one twice; named as BadRequest field violations.
@@ -557,6 +578,13 @@ ERROR_REASON_LLM_INVALID_RESPONSE: ErrorReason.ValueType  # 43
 """The model endpoint answered something that is not a chat completion, or an empty one.
 Run: FAILED with STOP_REASON_INVALID_LLM_RESPONSE.
 Message: "empty answer"
+"""
+ERROR_REASON_RESPONSE_SCHEMA_VIOLATION: ErrorReason.ValueType  # 49
+"""No answer of the model satisfied the run's `response_format` (`Limits.max_invalid_answers`, or the last of
+`max_steps`). The message says where the last one violates the schema; the conversation's messages show all of them,
+and what the model was told. Try another model or a simpler schema, or `strict`.
+Run: FAILED with STOP_REASON_INVALID_LLM_RESPONSE.
+Message: "no answer satisfied the response schema; the last of 3: at /age: 'x' is not of type 'integer'"
 """
 ERROR_REASON_INVALID_TOOL_CALLS: ErrorReason.ValueType  # 44
 """The model's answers held nothing but calls of unknown tools or against their schemas, too many times in a row

@@ -108,7 +108,11 @@ class InputMessage(_message.Message):
     """Optional name of the speaker, given to the model: 1 to 64 letters, digits, '_' or '-'."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[_content_pb2.ContentPart]:
-        """The content in parts; at least one when `text` is empty."""
+        """The content in parts, for images or for text in pieces; at least one when `text` is empty. Images are for ROLE_USER
+        only, at most `Limits.max_images_per_message`, and at most `Limits.max_images_bytes` of all `data` in a request. A
+        message with images must fit into one event: its images and URLs, twice its text (see UserMessage) and 64 KiB are at
+        most `Limits.max_response_bytes`.
+        """
 
     def __init__(
         self,
@@ -155,7 +159,7 @@ class Message(_message.Message):
     run_id: _builtins.str
     """The run that wrote it."""
     step_id: _builtins.str
-    """The step that wrote it; empty for input messages."""
+    """The step that wrote it; empty for input messages. A system message with a step is the server's: see SystemMessage."""
     position: _builtins.int
     """Its place in the conversation: 1, 2, 3, ... without a gap."""
     @_builtins.property
@@ -225,19 +229,25 @@ class UserMessage(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The text, parts joined."""
     name: _builtins.str
     """The speaker's name, if one was given."""
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[_content_pb2.ContentPart]:
+        """All parts in their order, neighbouring texts joined, if one of them is an image; else empty."""
+
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         name: _builtins.str = ...,
+        parts: _abc.Iterable[_content_pb2.ContentPart] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "parts", b"parts", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -245,7 +255,9 @@ Global___UserMessage: _TypeAlias = UserMessage  # noqa: Y015
 
 @_typing.final
 class SystemMessage(_message.Message):
-    """Input with ROLE_SYSTEM."""
+    """Input with ROLE_SYSTEM; or, with a `step_id`, what the server told the model after an answer that is against the
+    response format of the run.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -351,6 +363,7 @@ class ToolReturnMessage(_message.Message):
     STDOUT_FIELD_NUMBER: _builtins.int
     STDERR_FIELD_NUMBER: _builtins.int
     TRUNCATED_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     tool_call_id: _builtins.str
     """The call it answers."""
     name: _builtins.str
@@ -367,6 +380,10 @@ class ToolReturnMessage(_message.Message):
     """What the tool wrote to its standard error; kept for people, not shown to the model."""
     truncated: _builtins.bool
     """The text was longer than the limit for results of server tools and has been cut."""
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[_content_pb2.ContentPart]:
+        """All parts in their order, neighbouring texts joined, if one of them is an image; else empty."""
+
     def __init__(
         self,
         *,
@@ -378,10 +395,11 @@ class ToolReturnMessage(_message.Message):
         stdout: _builtins.str = ...,
         stderr: _builtins.str = ...,
         truncated: _builtins.bool = ...,
+        parts: _abc.Iterable[_content_pb2.ContentPart] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "outcome", b"outcome", "status", b"status", "stderr", b"stderr", "stdout", b"stdout", "text", b"text", "tool_call_id", b"tool_call_id", "truncated", b"truncated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "outcome", b"outcome", "parts", b"parts", "status", b"status", "stderr", b"stderr", "stdout", b"stdout", "text", b"text", "tool_call_id", b"tool_call_id", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -101,13 +101,15 @@ class _StopReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StopReason
     STOP_REASON_LLM_API_ERROR: _StopReason.ValueType  # 9
     """INTERRUPTED when it may pass, else FAILED: the model endpoint failed."""
     STOP_REASON_INVALID_LLM_RESPONSE: _StopReason.ValueType  # 10
-    """FAILED: the model endpoint's answer could not be understood."""
+    """FAILED: the model endpoint's answer could not be understood, or was against the response format of the run."""
     STOP_REASON_INVALID_TOOL_CALL: _StopReason.ValueType  # 11
     """FAILED: the model kept making calls that violate their schemas."""
     STOP_REASON_NO_TOOL_CALL: _StopReason.ValueType  # 12
     """FAILED: a tool call was required and the model made none."""
     STOP_REASON_MAX_TOKENS_EXCEEDED: _StopReason.ValueType  # 13
-    """COMPLETED: the model's answer was cut by its token limit. Cut tool calls never execute."""
+    """COMPLETED: the model's answer was cut by its token limit. Cut tool calls never execute; a cut answer need not be of
+    the response format.
+    """
     STOP_REASON_CONTEXT_WINDOW_OVERFLOW_IN_SYSTEM_PROMPT: _StopReason.ValueType  # 14
     """FAILED: the system prompt alone does not fit the model."""
     STOP_REASON_INSUFFICIENT_CREDITS: _StopReason.ValueType  # 15
@@ -137,13 +139,15 @@ STOP_REASON_ERROR: StopReason.ValueType  # 8
 STOP_REASON_LLM_API_ERROR: StopReason.ValueType  # 9
 """INTERRUPTED when it may pass, else FAILED: the model endpoint failed."""
 STOP_REASON_INVALID_LLM_RESPONSE: StopReason.ValueType  # 10
-"""FAILED: the model endpoint's answer could not be understood."""
+"""FAILED: the model endpoint's answer could not be understood, or was against the response format of the run."""
 STOP_REASON_INVALID_TOOL_CALL: StopReason.ValueType  # 11
 """FAILED: the model kept making calls that violate their schemas."""
 STOP_REASON_NO_TOOL_CALL: StopReason.ValueType  # 12
 """FAILED: a tool call was required and the model made none."""
 STOP_REASON_MAX_TOKENS_EXCEEDED: StopReason.ValueType  # 13
-"""COMPLETED: the model's answer was cut by its token limit. Cut tool calls never execute."""
+"""COMPLETED: the model's answer was cut by its token limit. Cut tool calls never execute; a cut answer need not be of
+the response format.
+"""
 STOP_REASON_CONTEXT_WINDOW_OVERFLOW_IN_SYSTEM_PROMPT: StopReason.ValueType  # 14
 """FAILED: the system prompt alone does not fit the model."""
 STOP_REASON_INSUFFICIENT_CREDITS: StopReason.ValueType  # 15

@@ -144,6 +144,12 @@ class Limits(_message.Message):
     DEFAULT_MAX_STEPS_FIELD_NUMBER: _builtins.int
     MAX_CONSECUTIVE_INVALID_STEPS_FIELD_NUMBER: _builtins.int
     MAX_QUEUED_RUNS_FIELD_NUMBER: _builtins.int
+    MAX_IMAGE_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_IMAGES_PER_MESSAGE_FIELD_NUMBER: _builtins.int
+    MAX_IMAGES_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_IMAGE_URL_BYTES_FIELD_NUMBER: _builtins.int
+    HTTP_IMAGE_URLS_FIELD_NUMBER: _builtins.int
+    MAX_INVALID_ANSWERS_FIELD_NUMBER: _builtins.int
     max_request_bytes: _builtins.int
     """Bytes of one request message."""
     max_response_bytes: _builtins.int
@@ -163,7 +169,7 @@ class Limits(_message.Message):
     max_server_tool_result_bytes: _builtins.int
     """Bytes of one server tool's result; above, it is cut and marked."""
     max_input_bytes: _builtins.int
-    """Bytes of all input messages of a request."""
+    """Bytes of all text of the input messages of a request."""
     max_page_size: _builtins.int
     """Messages per page."""
     max_labels: _builtins.int
@@ -174,6 +180,18 @@ class Limits(_message.Message):
     """Model answers in a row that hold nothing but refused calls before a run fails with INVALID_TOOL_CALL."""
     max_queued_runs: _builtins.int
     """Runs that may wait in one conversation (ON_BUSY_ENQUEUE)."""
+    max_image_bytes: _builtins.int
+    """Bytes of one image."""
+    max_images_per_message: _builtins.int
+    """Images of one message or tool return."""
+    max_images_bytes: _builtins.int
+    """Bytes of all images of a request; URLs do not count."""
+    max_image_url_bytes: _builtins.int
+    """Bytes of the URL of an image."""
+    http_image_urls: _builtins.bool
+    """Whether http URLs of images are taken besides https ones."""
+    max_invalid_answers: _builtins.int
+    """Answers against the response format of a run before it fails with INVALID_LLM_RESPONSE."""
     def __init__(
         self,
         *,
@@ -192,10 +210,16 @@ class Limits(_message.Message):
         default_max_steps: _builtins.int = ...,
         max_consecutive_invalid_steps: _builtins.int = ...,
         max_queued_runs: _builtins.int = ...,
+        max_image_bytes: _builtins.int = ...,
+        max_images_per_message: _builtins.int = ...,
+        max_images_bytes: _builtins.int = ...,
+        max_image_url_bytes: _builtins.int = ...,
+        http_image_urls: _builtins.bool = ...,
+        max_invalid_answers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_max_steps", b"default_max_steps", "max_client_tools", b"max_client_tools", "max_consecutive_invalid_steps", b"max_consecutive_invalid_steps", "max_input_bytes", b"max_input_bytes", "max_labels", b"max_labels", "max_model_response_arguments_bytes", b"max_model_response_arguments_bytes", "max_page_size", b"max_page_size", "max_queued_runs", b"max_queued_runs", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_server_tool_result_bytes", b"max_server_tool_result_bytes", "max_tool_arguments_bytes", b"max_tool_arguments_bytes", "max_tool_return_bytes", b"max_tool_return_bytes", "max_tool_schema_bytes", b"max_tool_schema_bytes", "max_tool_schema_depth", b"max_tool_schema_depth"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_max_steps", b"default_max_steps", "http_image_urls", b"http_image_urls", "max_client_tools", b"max_client_tools", "max_consecutive_invalid_steps", b"max_consecutive_invalid_steps", "max_image_bytes", b"max_image_bytes", "max_image_url_bytes", b"max_image_url_bytes", "max_images_bytes", b"max_images_bytes", "max_images_per_message", b"max_images_per_message", "max_input_bytes", b"max_input_bytes", "max_invalid_answers", b"max_invalid_answers", "max_labels", b"max_labels", "max_model_response_arguments_bytes", b"max_model_response_arguments_bytes", "max_page_size", b"max_page_size", "max_queued_runs", b"max_queued_runs", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_server_tool_result_bytes", b"max_server_tool_result_bytes", "max_tool_arguments_bytes", b"max_tool_arguments_bytes", "max_tool_return_bytes", b"max_tool_return_bytes", "max_tool_schema_bytes", b"max_tool_schema_bytes", "max_tool_schema_depth", b"max_tool_schema_depth"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -370,7 +370,9 @@ class ToolReturn(_message.Message):
     """Of the worker that claimed the call (InboxService); empty for a call that nobody has claimed."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[_content_pb2.ContentPart]:
-        """The same in parts, joined."""
+        """The same in parts: text, which is joined, and images, which the model sees after all returns of its answer. The
+        limits are those of InputMessage; `stdout` and `stderr` count for the size of an event as well.
+        """
 
     def __init__(
         self,
