@@ -28,6 +28,7 @@ def test_the_wheel_holds_code_stubs_types_and_the_schema(wheel: Path) -> None:
     assert {
         "agent_service/cli.py",
         "agent_service/py.typed",
+        "agent_service/stores/postgres_schema/0001.sql",
         "agent_service/stores/sqlite_schema/0001.sql",
         "agent_service/stores/sqlite_schema/0002.sql",
         "agentrpc/py.typed",
