@@ -283,7 +283,7 @@ async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
     return lambda: client.agent.Step(step("x" * 4_200_000)), {}
 
 
-@refused("STORE_UNAVAILABLE", retry_seconds=1.0, touched=True, store_busy_seconds=0.01)
+@refused("STORE_UNAVAILABLE", retry_seconds=1.0, touched=True, store_busy_seconds=1.0)
 async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
     async def ask() -> Any:
         async with locked(store):
