@@ -187,3 +187,16 @@ async def test_a_tool_choice_within_the_rules_holds(store: str) -> None:
         await client.ask("Go.", A, B, C, tool_rules=rules, tool_choice=required)
         assert [r.body["tool_choice"] for r in upstream.requests] == [CHOSEN, "required"]
         assert upstream.requests[1].tool_names == ["a", "b"]
+
+
+async def test_an_answer_that_cannot_be_the_last_is_not_judged_by_the_response_format(store: str) -> None:
+    """While a required tool is missing, text is no answer; the one that ends the run is checked as ever."""
+    schema = '{"type":"object","properties":{"n":{"type":"integer"}},"required":["n"],"additionalProperties":false}'
+    script = [says("I am done."), asks("a"), says("Seven."), says('{"n":7}')]
+    async with scripted(script, store) as (client, upstream):
+        wanted: dict[str, Any] = {"schema_json": schema}
+        run = (await client.ask("Go.", A, tool_rules=[rule(required_before_exit="a")], response_format=wanted)).run
+        ended = await answer(client, run, "one")
+        assert (ended.run.stop_reason, ended.messages[-1].assistant.text) == (END_TURN, '{"n":7}')
+        notes = [message["content"] for message in upstream.requests[-1].messages[1:] if message["role"] == "system"]
+        assert [note.split(":")[0] for note in notes] == ["Do not end your turn yet", "Error"]
