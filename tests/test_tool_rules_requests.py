@@ -143,6 +143,10 @@ async def test_rules_of_an_agent_are_checked_when_it_is_written(store: str) -> N
         assert twice.fields == ("agent.tool_rules[1].max_count.tool_name",)
         many = await refusal(client.create_agent("x", tool_rules=[most(f"t{n}", 1) for n in range(129)]))
         assert many.message == "agent.tool_rules: 129 rules; at most 128 are allowed"
+        large = [rule(conditional={"tool_name": f"t{n}", "tools_by_output": {"x" * 2**16: "a"}}) for n in range(4)]
+        refused = await refusal(client.create_agent("x", tool_rules=large))
+        assert refused.fields == ("agent.tool_rules",)
+        assert "bytes; at most 262144 are allowed" in refused.message
         kind = agents_pb2.AGENT_KIND_RESPONDER
         refused = await refusal(client.create_agent("x", kind=kind, tool_rules=[most("a", 1)]))
         assert refused.fields == ("agent.tool_rules",)

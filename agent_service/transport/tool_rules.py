@@ -11,6 +11,9 @@ from agent_service.engine.limits import Limits
 from agent_service.engine.schemas import JsonError, parse_json
 from agent_service.transport.structs import struct_json
 
+_SCHEMAS = 4
+"""All rules of a list may have as many bytes as so many of the largest schemas."""
+
 AddProblem = Callable[[str, str], None]
 """Notes a problem at a place in the list, such as "[0].child.children"."""
 
@@ -19,6 +22,10 @@ def read_rules(add: AddProblem, rules: Sequence[pb.ToolRule], limits: Limits) ->
     """The rules; what is wrong with them goes to `add`."""
     if len(rules) > limits.max_tool_rules:
         add("", f"{len(rules)} rules; at most {limits.max_tool_rules} are allowed")
+        return ()
+    size, most = sum(rule.ByteSize() for rule in rules), _SCHEMAS * limits.max_tool_schema_bytes
+    if size > most:
+        add("", f"{size} bytes; at most {most} are allowed")
         return ()
     read = [_rule(add, f"[{index}]", rule, limits) for index, rule in enumerate(rules)]
     found = tuple(rule for rule in read if rule is not None)

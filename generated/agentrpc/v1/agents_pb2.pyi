@@ -102,9 +102,9 @@ class Agent(_message.Message):
 
     @_builtins.property
     def tool_rules(self) -> _containers.RepeatedCompositeFieldContainer[_tool_rules_pb2.ToolRule]:
-        """Rules about its tools, at most `Limits.max_tool_rules`, for each tool one of a kind. They may name client tools: a
-        rule about a tool that a run does not have limits nothing, but `run_first`, `child` and `conditional` rules demand
-        what they name, and so does `required_before_exit`.
+        """Rules about its tools, at most `Limits.max_tool_rules` and together four times `Limits.max_tool_schema_bytes`, for
+        each tool one of a kind. They may name client tools: a rule about a tool that a run does not have limits nothing, but
+        `run_first`, `child` and `conditional` rules demand what they name, and so does `required_before_exit`.
         """
 
     def __init__(
