@@ -2,21 +2,80 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
+from agent_service.domain.rules import NextTool, RuleKind, ToolRule, problems
 from agent_service.domain.run import MESSAGE_ARGUMENT, MESSAGE_TOOL, AgentDefinition, AgentKind
+from agent_service.engine.limits import Limits
 from agent_service.settings import SettingsError
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
-class _Agent(BaseModel):
+class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
+
+def _as_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Raises ValueError for what JSON cannot say, such as a date."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+    return value
+
+
+class _Tool(_Table):
+    tool_name: str
+
+
+class _Next(_Tool):
+    arguments: Annotated[dict[str, Any], AfterValidator(_as_json)] | None = None
+
+    @property
+    def arguments_json(self) -> str:
+        return "" if self.arguments is None else json.dumps(self.arguments, ensure_ascii=False)
+
+
+class _Child(_Tool):
+    children: tuple[_Next, ...]
+
+
+class _Conditional(_Tool):
+    tools_by_output: dict[str, str]
+    default_tool: str = ""
+    require_output_mapping: bool = False
+
+
+class _MaxCount(_Tool):
+    max_count: int
+
+
+class _ParentLast(_Tool):
+    children: tuple[str, ...]
+
+
+class _Rule(_Table):
+    """A table with one key, as ToolRule of the contract is written in JSON."""
+
+    run_first: _Next | None = None
+    terminal: _Tool | None = None
+    continue_run: _Tool | None = None
+    child: _Child | None = None
+    conditional: _Conditional | None = None
+    max_count: _MaxCount | None = None
+    parent_last: _ParentLast | None = None
+    required_before_exit: _Tool | None = None
+    requires_approval: _Tool | None = None
+
+
+class _Agent(_Table):
     kind: AgentKind = AgentKind.LLM
     description: str = ""
     instructions: str = ""
@@ -24,12 +83,11 @@ class _Agent(BaseModel):
     server_tools: tuple[str, ...] = ()
     message_tool: str = MESSAGE_TOOL
     message_argument: str = MESSAGE_ARGUMENT
+    tool_rules: tuple[_Rule, ...] = ()
     default: bool = False
 
 
-class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _File(_Table):
     agents: dict[str, _Agent]
 
 
@@ -49,10 +107,14 @@ def read_agents(path: Path, server_tools: tuple[str, ...]) -> tuple[tuple[AgentD
         raise SettingsError(f"agents_file: {path}: {where}: {problem['msg']}") from None
     for agent_id, agent in found.items():
         _check(path, agent_id, agent, server_tools)
+    rules = {agent_id: _rules(f"agents_file: {path}: agents.{agent_id}.tool_rules", a) for agent_id, a in found.items()}
     marked = [agent_id for agent_id, agent in found.items() if agent.default]
     if len(marked) > 1:
         raise SettingsError(f"agents_file: {path}: more than one agent is marked as default: {', '.join(marked)}")
-    agents = tuple(AgentDefinition(agent_id=i, **agent.model_dump(exclude={"default"})) for i, agent in found.items())
+    agents = tuple(
+        AgentDefinition(agent_id=i, tool_rules=rules[i], **agent.model_dump(exclude={"default", "tool_rules"}))
+        for i, agent in found.items()
+    )
     return agents, "".join(marked)
 
 
@@ -60,8 +122,9 @@ def _check(path: Path, agent_id: str, agent: _Agent, server_tools: tuple[str, ..
     where = f"agents_file: {path}: agents.{agent_id}"
     if not _ID.fullmatch(agent_id):
         raise SettingsError(f"{where}: the name is not 1 to 64 of A-Z a-z 0-9 . _ : -")
-    if agent.kind is AgentKind.RESPONDER and agent.server_tools:
-        raise SettingsError(f"{where}.server_tools: a responder has no tools")
+    for field in ("server_tools", "tool_rules"):
+        if agent.kind is AgentKind.RESPONDER and getattr(agent, field):
+            raise SettingsError(f"{where}.{field}: a responder has no tools")
     unknown = [name for name in agent.server_tools if name not in server_tools]
     if unknown:
         known = ", ".join(server_tools) or "none"
@@ -69,3 +132,33 @@ def _check(path: Path, agent_id: str, agent: _Agent, server_tools: tuple[str, ..
     doubled = next((name for name in agent.server_tools if agent.server_tools.count(name) > 1), None)
     if doubled:
         raise SettingsError(f"{where}.server_tools: '{doubled}' is named twice")
+
+
+def _rules(where: str, agent: _Agent) -> tuple[ToolRule, ...]:
+    rules = []
+    for index, table in enumerate(agent.tool_rules):
+        if len(table.model_fields_set) != 1:
+            raise SettingsError(f"{where}[{index}]: set one of {', '.join(RuleKind)}")
+        (kind,) = table.model_fields_set
+        rules.append(_rule(RuleKind(kind), getattr(table, kind)))
+    problem = next(problems(rules, Limits().max_tool_rules), None)
+    if problem is not None:
+        raise SettingsError(f"{where}{problem[0]}: {problem[1]}")
+    return tuple(rules)
+
+
+def _rule(kind: RuleKind, table: _Tool) -> ToolRule:
+    match table:
+        case _Child(tool_name=name, children=children):
+            return ToolRule(kind, name, children=tuple(NextTool(c.tool_name, c.arguments_json) for c in children))
+        case _ParentLast(tool_name=name, children=children):
+            return ToolRule(kind, name, children=tuple(map(NextTool, children)))
+        case _Conditional(tool_name=name, default_tool=default, require_output_mapping=required):
+            outputs = tuple(sorted(table.tools_by_output.items()))
+            return ToolRule(kind, name, tools_by_output=outputs, default_tool=default, require_output_mapping=required)
+        case _MaxCount(tool_name=name, max_count=count):
+            return ToolRule(kind, name, max_count=count)
+        case _Next(tool_name=name):
+            return ToolRule(kind, name, table.arguments_json)
+        case _:
+            return ToolRule(kind, table.tool_name)

@@ -1,7 +1,7 @@
 """What PostgreSQL does for many runs: python -m bench.postgres_upkeep [--paused N] [--running N]
 
-The milliseconds of what each server process asks again and again, and of single calls, while so many runs are paused and
-others running; and the bytes that one takes with its indexes.
+The milliseconds of what each server process asks again and again, and of single calls, while so many runs are paused
+and others running; and the bytes that one takes with its indexes.
 """
 
 from __future__ import annotations

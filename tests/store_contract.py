@@ -170,6 +170,16 @@ async def opened(setting: str) -> AsyncIterator[Kept]:
         await store.close()
 
 
+async def lived_in(kept: Kept) -> None:
+    """Fills a store: run_1 is completed and has a call and a receipt, run_2 waits for call_2 only, run_3 runs."""
+    await kept.paused(client("call_1"))
+    await kept.submit(returns("call_1"))
+    await kept.answer(text="Bye.")
+    await kept.paused(client("call_2"), client("call_3"), run_id="run_2", conversation_id="conv_run_1")
+    await kept.submit(returns("call_3"), run_id="run_2")
+    await kept.start("run_3")
+
+
 def new_run(
     run_id: str = "run_1",
     conversation_id: str = "",

@@ -13,6 +13,7 @@ from agentrpc.v1 import agent_registry_service_pb2 as pb
 from agentrpc.v1 import agents_pb2, runs_pb2
 
 from agent_service.agents_file import read_agents
+from agent_service.domain.rules import NextTool, RuleKind, ToolRule
 from agent_service.domain.run import AgentDefinition, AgentKind
 from agent_service.settings import SettingsError
 from tests.scripted_openai import says
@@ -36,6 +37,9 @@ kind = "responder"
 instructions = "Talk."
 default = true
 """
+
+
+ONE_RULE = "[agents.x]\ntool_rules = ["
 
 
 @pytest.fixture
@@ -88,6 +92,29 @@ def test_a_file_is_read(path: Path) -> None:
         ("[agents.'not an id']", "agents.not an id: the name is not"),
         ("[agents.x]\ndefault = true\n[agents.y]\ndefault = true", "more than one agent is marked as default"),
         ("[agents.x]\n[agents.x]", "cannot read"),
+        (f"{ONE_RULE}{{}}]", "agents.x.tool_rules[0]: set one of run_first, terminal, "),
+        (
+            f"{ONE_RULE}{{ terminal = {{ tool_name = 'a' }}, continue_run = {{ tool_name = 'a' }} }}]",
+            "agents.x.tool_rules[0]: set one of run_first, terminal, ",
+        ),
+        (f"{ONE_RULE}{{ last = {{ tool_name = 'a' }} }}]", "tool_rules.0.last: Extra inputs are not permitted"),
+        (f"{ONE_RULE}{{ terminal = {{ tool = 'a' }} }}]", "tool_rules.0.terminal.tool_name: Field required"),
+        (
+            f"{ONE_RULE}{{ max_count = {{ tool_name = 'a', max_count = 0 }} }}]",
+            "agents.x.tool_rules[0].max_count.max_count: 0 is below 1",
+        ),
+        (
+            f"{ONE_RULE}{{ run_first = {{ tool_name = 'a', arguments = {{ day = 2026-01-01 }} }} }}]",
+            "tool_rules.0.run_first.arguments: Value error, Object of type date is not JSON serializable",
+        ),
+        (
+            f"{ONE_RULE}{{ run_first = {{ tool_name = 'a', arguments = {{ n = nan }} }} }}]",
+            "tool_rules.0.run_first.arguments: Value error",
+        ),
+        (
+            "[agents.x]\nkind = 'responder'\ntool_rules = [{ terminal = { tool_name = 'a' } }]",
+            "agents.x.tool_rules: a responder has no tools",
+        ),
     ],
 )
 def test_a_mistake_is_told_with_its_place(path: Path, text: str, problem: str) -> None:
@@ -176,3 +203,66 @@ async def test_without_a_mark_the_agent_named_default_stays_the_default(store: s
     path = write("[agents.b]\n[agents.default]\ninstructions = 'Be mine.'")
     async with scripted([], store, agents_file=path) as (client, _):
         assert (await client.get_agent("")).instructions == "Be mine."
+
+
+RULES = """
+[agents.x]
+tool_rules = [
+    { run_first = { tool_name = "find", arguments = { q = "tea", n = 1 } } },
+    { child = { tool_name = "find", children = [{ tool_name = "add" }, { tool_name = "b", arguments = {} }] } },
+    { parent_last = { tool_name = "find", children = ["add"] } },
+    { requires_approval = { tool_name = "add" } },
+]
+
+[[agents.x.tool_rules]]
+max_count = { tool_name = "add", max_count = 2 }
+
+[[agents.x.tool_rules]]
+[agents.x.tool_rules.conditional]
+tool_name = "add"
+default_tool = "b"
+tools_by_output = { yes = "find", 42 = "add" }
+"""
+
+
+def test_tool_rules_are_written_as_in_the_contract(path: Path) -> None:
+    """In any form that TOML has for a list of tables."""
+    text, _, tables = RULES.partition("\n\n")
+    path.write_text(f"{text}\n")
+    tables_path = path.with_name("tables.toml")
+    tables_path.write_text(f"[agents.x]\n{tables}")
+    ((agent,), _), ((other,), _) = read_agents(path, TOOLS), read_agents(tables_path, TOOLS)
+    assert agent.tool_rules == (
+        ToolRule(RuleKind.RUN_FIRST, "find", '{"q": "tea", "n": 1}'),
+        ToolRule(RuleKind.CHILD, "find", children=(NextTool("add"), NextTool("b", "{}"))),
+        ToolRule(RuleKind.PARENT_LAST, "find", children=(NextTool("add"),)),
+        ToolRule(RuleKind.REQUIRES_APPROVAL, "add"),
+    )
+    assert other.tool_rules == (
+        ToolRule(RuleKind.MAX_COUNT, "add", max_count=2),
+        ToolRule(RuleKind.CONDITIONAL, "add", tools_by_output=(("42", "add"), ("yes", "find")), default_tool="b"),
+    )
+
+
+@pytest.mark.parametrize("kind", RuleKind)
+def test_every_kind_of_rule_can_be_written(path: Path, kind: RuleKind) -> None:
+    """Those without anything but a tool's name, and the others."""
+    more = {
+        RuleKind.CHILD: ", children = [{ tool_name = 'a' }]",
+        RuleKind.PARENT_LAST: ", children = ['a']",
+        RuleKind.CONDITIONAL: ", tools_by_output = { yes = 'a' }, require_output_mapping = true",
+        RuleKind.MAX_COUNT: ", max_count = 1",
+    }
+    path.write_text(f"[agents.x]\ntool_rules = [{{ {kind} = {{ tool_name = 'find'{more.get(kind, '')} }} }}]")
+    (agent,), _ = read_agents(path, TOOLS)
+    assert [(rule.kind, rule.tool_name) for rule in agent.tool_rules] == [(kind, "find")]
+
+
+@pytest.mark.anyio
+async def test_the_rules_of_a_file_hold(store: str, write: Write) -> None:
+    """And are shown."""
+    path = write("[agents.x]\ntool_rules = [{ run_first = { tool_name = 'absent' } }]")
+    async with scripted([], store, agents_file=path) as (client, upstream):
+        assert (await client.ask("Hi", agent_id="x")).run.stop_reason == runs_pb2.STOP_REASON_TOOL_RULE
+        assert (await client.get_agent("x")).tool_rules[0].run_first.tool_name == "absent"
+        assert upstream.request_count == 0

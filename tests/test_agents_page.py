@@ -4,32 +4,17 @@ from __future__ import annotations
 
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 
 from agent_service.engine.limits import Limits
+from tests.pages import blocks, check, section
 from tests.scripted_openai import says
 from tests.service import scripted
-from tests.test_debugging_page import missing, run
 
-PAGE = Path(__file__).parents[1] / "docs" / "agents.md"
+PAGE = "agents.md"
 SECTIONS = ("Structured output", "Images")
 MODEL = [says('{"name": "Alice", "age": 7}'), says("A photo.")]
-
-
-def section(title: str) -> str:
-    """The text under a heading."""
-    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    assert found is not None
-    return found[1]
-
-
-def blocks(title: str) -> list[tuple[str, str]]:
-    """Each block of commands with the output that the page shows for it."""
-    found = re.findall(r"```sh\n(.*?)```\n\n```text\n(.*?)```\n", section(title), re.DOTALL)
-    assert len(found) == section(title).count("```sh\n") > 0
-    return found
 
 
 @pytest.mark.anyio
@@ -37,15 +22,15 @@ def blocks(title: str) -> list[tuple[str, str]]:
 async def test_each_block_shows_what_the_page_says(store: str) -> None:
     """An answer of a schema; what the model gets of an image; and the image in a message that is read back."""
     async with scripted(MODEL, store) as (client, upstream):
-        for commands, text in [block for title in SECTIONS for block in blocks(title)]:
-            output = await run(commands.replace("localhost:50051", client.target))
-            assert not missing(text, output), f"{commands}shows no line {missing(text, output)!r}, but\n{output}"
+        for title in SECTIONS:
+            for block in blocks(section(PAGE, title)):
+                await check(block, client.target)
         assert upstream.unused_replies == 0
 
 
 def test_the_bounds_are_those_in_force() -> None:
     """The table of the page has the defaults."""
-    shown = dict(re.findall(r"^\| `(\w+)` \| (\S+(?: [KM]iB)?) \|", section("Images"), re.MULTILINE))
+    shown = dict(re.findall(r"^\| `(\w+)` \| (\S+(?: [KM]iB)?) \|", section(PAGE, "Images"), re.MULTILINE))
     units = {"KiB": 1024, "MiB": 1024 * 1024}
     limits = Limits()
     for name, text in shown.items():

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from agent_service.domain.draft import Receipt
 from agent_service.domain.event import DURABLE_TYPES, Heartbeat, MessageStored, TextDelta, ToolReturnsAccepted
 from agent_service.domain.message import CONTENT_TYPES, MessageType, ToolReturnContent
+from agent_service.domain.registry import AgentRecord
 from agent_service.domain.run import Pinned, Run, RunStatus, StopReason, Usage
 from agent_service.domain.tool import Call, CallState, Executor, Outcome, PendingCall, PendingKind
 from agent_service.stores import codec
@@ -36,6 +37,8 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
         return _PLAIN[kind]
     if origin in (Union, types.UnionType):
         return st.one_of(*map(values_of, arguments))
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        return st.tuples(*map(values_of, arguments))
     if origin is tuple:
         return st.lists(values_of(arguments[0]), max_size=3).map(tuple)
     if origin is dict:
@@ -64,6 +67,7 @@ _STORED: dict[str, tuple[type, Decode]] = {
     "call": (Call, codec.decode_call),
     "pinned": (Pinned, codec.decode_pinned),
     "receipt": (Receipt, codec.decode_receipt),
+    "agent": (AgentRecord, codec.decode_agent),
 }
 _SAMPLE = {name: values_of(kind) for name, (kind, _) in _STORED.items()}
 

@@ -30,6 +30,7 @@ RUN_REASONS = frozenset(
         Reason.LLM_INSUFFICIENT_CREDITS,
         Reason.LLM_INVALID_RESPONSE,
         Reason.INVALID_TOOL_CALLS,
+        Reason.NO_ALLOWED_TOOLS,
         Reason.NO_TOOL_CALL,
         Reason.RUN_LOST_REPEATEDLY,
         Reason.RESPONSE_SCHEMA_VIOLATION,

@@ -56,22 +56,23 @@ _RETRYABLE = {
 }
 _FIXED = {
     StopReason.END_TURN: RunStatus.COMPLETED,
-    StopReason.TOOL_RULE: RunStatus.COMPLETED,
     StopReason.MAX_STEPS: RunStatus.COMPLETED,
     StopReason.MAX_TOKENS_EXCEEDED: RunStatus.COMPLETED,
     StopReason.REQUIRES_APPROVAL: RunStatus.PAUSED,
     StopReason.CANCELLED: RunStatus.CANCELLED,
     StopReason.SUPERSEDED: RunStatus.CANCELLED,
 }
+_BY_ERROR = {StopReason.EXPIRED: RunStatus.EXPIRED, StopReason.TOOL_RULE: RunStatus.COMPLETED}
 
 
 @pytest.mark.parametrize("reason", StopReason)
 def test_each_stop_reason_has_its_status(reason: StopReason) -> None:
-    """Ends and pauses by their reason alone, failures by whether a repeat may help, expiry by having an error."""
+    """Ends and pauses by their reason alone, failures by whether a repeat may help, expiry and tool rules by having an
+    error."""
     if reason in _FIXED:
         assert {status_of(reason, error) for error in (None, LOST, REFUSED)} == {_FIXED[reason]}
-    elif reason is StopReason.EXPIRED:
-        assert status_of(reason, None) is RunStatus.EXPIRED
+    elif reason in _BY_ERROR:
+        assert status_of(reason, None) is _BY_ERROR[reason]
         assert status_of(reason, REFUSED) is RunStatus.FAILED
     else:
         assert reason in _RETRYABLE

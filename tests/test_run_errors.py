@@ -49,10 +49,12 @@ RUNS = {
     "NO_TOOL_CALL": ends(says("No.", unruly=True), tool_choice=REQUIRED),
     "RUN_TIMED_OUT": ends(silent(), run_timeout=Duration(nanos=50_000_000)),
     "CALL_TIMED_OUT": ends(calls(("get_secret_code", {"name": "Alice"}))),
+    "NO_ALLOWED_TOOLS": ends(),
     "INTERNAL": ends(calls(("get_secret_code", {"name": "Alice"}))),
     "RUN_LOST_REPEATEDLY": ends(silent()),
 }
-ALONE = [reason for reason in RUNS if reason not in ("INTERNAL", "RUN_LOST_REPEATEDLY", "CALL_TIMED_OUT")]
+ELSEWHERE = ("INTERNAL", "RUN_LOST_REPEATEDLY", "CALL_TIMED_OUT", "NO_ALLOWED_TOOLS")
+ALONE = [reason for reason in RUNS if reason not in ELSEWHERE]
 
 
 async def check(client: Client, run_id: str, reason: str, metadata: dict[str, str] | None = None) -> runs_pb2.Run:
@@ -106,6 +108,15 @@ async def test_a_run_that_a_call_ends_because_nobody_answered_it(store: str) -> 
         await client.watch("run_8f")
         (call,) = paused.pending_tool_calls
         await check(client, "run_8f", "CALL_TIMED_OUT", {"tool_call_id": call.tool_call_id})
+
+
+async def test_a_run_whose_tool_rules_allow_no_tool(store: str) -> None:
+    """Its agent begins with a client tool that was not sent."""
+    rules = [{"run_first": {"tool_name": "get_secret_code"}}]
+    async with ScriptedOpenAI(RUNS["NO_ALLOWED_TOOLS"].script) as upstream, serving(upstream, store) as client:
+        await client.create_agent("keeper", tool_rules=rules)
+        answer = await client.ask("Go.", agent_id="keeper")
+        assert answer.run == await check(client, answer.run.run_id, "NO_ALLOWED_TOOLS")
 
 
 async def test_a_run_that_trips_over_the_unforeseen_fails_without_telling_inner_text(shared_store: str) -> None:

@@ -45,6 +45,7 @@ def test_every_setting_but_the_endpoint_has_the_same_prefix(monkeypatch: pytest.
         "instructions": ("Be brief.", "Be brief."),
         "agents_file": ("agents.toml", Path("agents.toml")),
         "store_busy_seconds": ("0.5", 0.5),
+        "store_connections": ("20", 20),
         "tools": (" a.b, c:d ,", ("a.b", "c:d")),
         "tool_timeout_seconds": ("3", 3.0),
         "heartbeat_seconds": ("2", 2.0),
@@ -170,3 +171,11 @@ def test_memory_is_no_file() -> None:
     """'memory' keeps nothing; any other text is a path."""
     assert load_settings(store="memory").store_path is None
     assert load_settings(store="./memory").store_path == Path("memory")
+
+
+def test_a_database_is_shown_without_its_password() -> None:
+    """The setting keeps it, and what people read does not."""
+    settings = load_settings(store="postgresql://me:s3cret@one:5432,two/runs?sslmode=require")
+    assert (settings.store_url, settings.store_path) == (settings.store, None)
+    assert settings.store_shown == "postgresql://me@one:5432,two/runs"
+    assert load_settings(store="runs.sqlite3").store_shown == "runs.sqlite3"

@@ -12,7 +12,7 @@ from agent_service.stores.errors import SchemaError
 from agent_service.stores.sqlite_thread import SCHEMA_VERSION, open_database
 from tests.scripted_openai import ScriptedOpenAI, says
 from tests.service import returned, serving
-from tests.store_contract import Kept, client, opened, returns
+from tests.store_contract import client, lived_in, opened, returns
 
 pytestmark = pytest.mark.anyio
 
@@ -40,16 +40,6 @@ def contents(path: Path) -> list[str]:
     """Everything in the file."""
     with closing(sqlite3.connect(path)) as db:
         return list(db.iterdump())
-
-
-async def lived_in(kept: Kept) -> None:
-    """Fills a store: run_1 is completed and has a call and a receipt, run_2 waits for call_2 only, run_3 runs."""
-    await kept.paused(client("call_1"))
-    await kept.submit(returns("call_1"))
-    await kept.answer(text="Bye.")
-    await kept.paused(client("call_2"), client("call_3"), run_id="run_2", conversation_id="conv_run_1")
-    await kept.submit(returns("call_3"), run_id="run_2")
-    await kept.start("run_3")
 
 
 # What the database refuses

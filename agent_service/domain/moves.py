@@ -20,6 +20,7 @@ from agent_service.domain.message import (
     ToolCallsContent,
     ToolReturnContent,
 )
+from agent_service.domain.rules import NO_CALLS, RuleState
 from agent_service.domain.run import Owner, Run, RunError, RunStatus, StopReason, Usage, status_of
 from agent_service.domain.tool import Call, CallState, Executor, OnTimeout, Outcome, ToolCall, pending_of
 
@@ -48,6 +49,7 @@ class PlannedCall:
     refusal: str = ""
     timeout: int = 0
     on_timeout: OnTimeout = OnTimeout.RETURN_ERROR
+    ends_run: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class StepRecord:
 
     `cut`: by the token limit. `call_required`: the request demanded a call. `first_token_time` is 0 if none came.
     `violation` says how an answer is against the response format, empty if it is not.
+    `rule_state` is the run's with these calls. `note`: an answer without calls does not end the run, but this is told.
     """
 
     step_id: str
@@ -73,6 +76,8 @@ class StepRecord:
     max_invalid_steps: int
     violation: str = ""
     max_invalid_answers: int = 1
+    rule_state: RuleState = NO_CALLS
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,16 +288,20 @@ def settle(
     if call.settled:
         raise ValueError(f"{call.tool_call_id} already has outcome {call.state}")
     draft.put_call(replace(call, state=CallState(outcome.value), settle_time=draft.now))
+    draft.run = replace(draft.run, rule_state=draft.run.rule_state.after_outcome(call.tool_call_id, text))
     content = ToolReturnContent(call.tool_call_id, call.name, outcome, text, stdout, stderr, truncated, parts)
     draft.add_message(content, call.step_id)
 
 
 def rest_or_go_on(draft: Draft) -> None:
-    """After calls moved: pause if only callers can go on, end if no step is left, else stay running."""
+    """After calls moved: pause if only callers can go on, end if a tool ends the run or no step is left, else stay
+    running."""
     batch = draft.batch
     open_calls = [call for call in batch if not call.settled]
     if not open_calls:
-        if draft.run.steps_taken >= draft.run.max_steps:
+        if any(call.ends_run and call.state is CallState.RETURNED for call in batch):
+            stop(draft, StopReason.TOOL_RULE)
+        elif draft.run.steps_taken >= draft.run.max_steps:
             stop(draft, StopReason.MAX_STEPS)
     elif not any(call.state is CallState.STARTED or _runnable(call, batch) for call in open_calls):
         stop(draft, StopReason.REQUIRES_APPROVAL)
@@ -352,6 +361,7 @@ def _count_step(draft: Draft, step: StepRecord) -> None:
         invalid_steps=run.invalid_steps + 1 if all_refused else 0,
         losses=0,
         first_token_time=run.first_token_time or step.first_token_time,
+        rule_state=step.rule_state,
     )
 
 
@@ -373,6 +383,7 @@ def _record_calls(draft: Draft, step: StepRecord) -> None:
             pending_time=draft.now if waits else 0,
             timeout=planned.timeout,
             on_timeout=planned.on_timeout,
+            ends_run=planned.ends_run,
         )
         draft.put_call(call)
         if step.cut or planned.refusal:
@@ -385,6 +396,10 @@ def _after_answer(draft: Draft, step: StepRecord) -> None:
     elif not step.calls and step.call_required:
         error = RunError(Reason.NO_TOOL_CALL, "a tool call was required, and the model made none")
         stop(draft, StopReason.NO_TOOL_CALL, error)
+    elif not step.calls and step.note:
+        if draft.run.steps_taken < draft.run.max_steps:
+            draft.add_message(SystemContent(step.note), step.step_id)
+        rest_or_go_on(draft)
     elif step.violation:
         _refuse_answer(draft, step)
     elif not step.calls:

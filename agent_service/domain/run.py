@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from agent_service.domain.content import Parts
 from agent_service.domain.errors import Reason
+from agent_service.domain.rules import NO_CALLS, RuleState, ToolRule
 from agent_service.domain.tool import ToolChoice, ToolSchema
 
 
@@ -58,12 +59,15 @@ class StopReason(StrEnum):
 
 _STATUS_OF = {
     StopReason.END_TURN: RunStatus.COMPLETED,
-    StopReason.TOOL_RULE: RunStatus.COMPLETED,
     StopReason.MAX_STEPS: RunStatus.COMPLETED,
     StopReason.MAX_TOKENS_EXCEEDED: RunStatus.COMPLETED,
     StopReason.REQUIRES_APPROVAL: RunStatus.PAUSED,
     StopReason.CANCELLED: RunStatus.CANCELLED,
     StopReason.SUPERSEDED: RunStatus.CANCELLED,
+}
+_STATUS_WITHOUT_ERROR = {
+    StopReason.EXPIRED: RunStatus.EXPIRED,
+    StopReason.TOOL_RULE: RunStatus.COMPLETED,
 }
 
 
@@ -82,12 +86,12 @@ def status_of(stop_reason: StopReason, error: RunError | None) -> RunStatus:
     """The status a run has after stopping for this reason.
 
     A retryable error interrupts, any other error fails. A pause whose own time ran out has no error and expires; one
-    call's deadline that ends its run has one and fails it.
+    call's deadline that ends its run has one and fails it. Tool rules complete a run, unless they leave it no tool.
     """
     if stop_reason in _STATUS_OF:
         return _STATUS_OF[stop_reason]
-    if stop_reason is StopReason.EXPIRED and error is None:
-        return RunStatus.EXPIRED
+    if error is None and stop_reason in _STATUS_WITHOUT_ERROR:
+        return _STATUS_WITHOUT_ERROR[stop_reason]
     return RunStatus.INTERRUPTED if error is not None and error.retryable else RunStatus.FAILED
 
 
@@ -139,6 +143,7 @@ class AgentDefinition:
     description: str = ""
     message_tool: str = MESSAGE_TOOL
     message_argument: str = MESSAGE_ARGUMENT
+    tool_rules: tuple[ToolRule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +180,7 @@ class Pinned:
     message_tool: str = MESSAGE_TOOL
     message_argument: str = MESSAGE_ARGUMENT
     response_format: ResponseFormat | None = None
+    tool_rules: tuple[ToolRule, ...] = ()
 
     def tool(self, name: str) -> ToolSchema | None:
         """The tool of this name, if there is one."""
@@ -207,7 +213,7 @@ class Run:
     owners that were lost since the last progress. `pause_ttl` (nanoseconds) is how long it may be PAUSED at a time;
     `pause_expire_time` is when a PAUSED or INTERRUPTED run is given up, 0 in any other status.
     `queued_inputs` is what a QUEUED run will say when its turn comes. `conversation_time` is when its conversation was
-    made, which tells it from an earlier one of the same id.
+    made, which tells it from an earlier one of the same id. `rule_state` is for its tool rules.
     """
 
     run_id: str
@@ -245,6 +251,7 @@ class Run:
     queued_inputs: tuple[QueuedInput, ...] = ()
     conversation_time: int = 0
     invalid_answers: int = 0
+    rule_state: RuleState = NO_CALLS
 
 
 @dataclass(frozen=True, slots=True)

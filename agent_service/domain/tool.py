@@ -73,7 +73,8 @@ class Call:
     the same answer again is told from another one; `answer_sequence` is the number of the receipt that took it.
     `pending_time` is since when it waits for the caller; 0 if it never did. `attempts` counts how often the server
     started it. `timeout` is in nanoseconds, 0 for none; `deadline` is set when the run pauses, 0 before.
-    `worker_id`, `claim_token` and `claim_expire_time` are of its last claim, empty if there was none.
+    `worker_id`, `claim_token` and `claim_expire_time` are of its last claim, empty if there was none. `ends_run`: the
+    run ends when it has returned.
     """
 
     tool_call_id: str
@@ -97,6 +98,7 @@ class Call:
     worker_id: str = ""
     claim_token: str = ""
     claim_expire_time: int = 0
+    ends_run: bool = False
 
     @property
     def pending(self) -> bool:

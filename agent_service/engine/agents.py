@@ -124,9 +124,10 @@ class Agents:
     def _check_tools(self, definition: AgentDefinition) -> None:
         """Raises INVALID_FIELD for tools that the agent cannot have."""
         names, tools = definition.server_tools, self._runs.parts.tools
-        if definition.kind is AgentKind.RESPONDER and names:
-            text = "a responder has no tools; send none, or make an agent of kind LLM"
-            raise invalid(FieldViolation("agent.server_tools", text))
+        for field in ("server_tools", "tool_rules"):
+            if definition.kind is AgentKind.RESPONDER and getattr(definition, field):
+                text = "a responder has no tools; send none, or make an agent of kind LLM"
+                raise invalid(FieldViolation(f"agent.{field}", text))
         problems = []
         for index, name in enumerate(names):
             if tools.schema(name) is None:

@@ -10,12 +10,18 @@ from agent_service.engine.hub import Channel, OpenPart
 
 
 class AnswerWriter:
-    """An AnswerSink that writes to a channel. Message ids are given at a message's first piece, and stay."""
+    """An AnswerSink that writes to a channel. Message ids are given at a message's first piece, and stay.
 
-    def __init__(self, channel: Channel, now: Callable[[], int], new_id: NewId) -> None:
+    Arguments for the tools in `held` are shown once they are whole, because they may be stored otherwise than written.
+    """
+
+    def __init__(
+        self, channel: Channel, now: Callable[[], int], new_id: NewId, held: frozenset[str] = frozenset()
+    ) -> None:
         self._channel = channel
         self._now = now
         self._new_id = new_id
+        self._held = held
         self._text: OpenPart | None = None
         self._reasoning: OpenPart | None = None
         self._arguments: dict[int, OpenPart] = {}
@@ -40,7 +46,12 @@ class AnswerWriter:
         if part is None:
             part = self._open(OpenPart(ArgumentsDelta, self.calls_message_id, index, name))
             self._arguments[index] = part
-        self._write(part, fragment)
+        self._write(part, fragment if name not in self._held else "")
+
+    def tell_held(self, index: int, name: str, arguments_json: str) -> None:
+        """The arguments of a call as they will be stored, if they were held back."""
+        if name in self._held:
+            self._write(self._arguments[index], arguments_json)
 
     @property
     def text_message_id(self) -> str:

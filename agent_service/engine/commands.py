@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 from agent_service.domain.message import InputContent, MessageType
+from agent_service.domain.rules import ToolRule
 from agent_service.domain.run import ResponseFormat
 from agent_service.domain.start import OnBusy
 from agent_service.domain.submit import CallAnswer
@@ -45,6 +46,7 @@ class StartCommand:
     pause_ttl: int = 0
     on_busy: OnBusy = OnBusy.REJECT
     response_format: ResponseFormat | None = None
+    tool_rules: tuple[ToolRule, ...] = ()
     path: str = ""
 
     def digest(self, agent_id: str) -> str:

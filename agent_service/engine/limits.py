@@ -37,5 +37,6 @@ class Limits:
     max_image_url_bytes: int = 8 * KIB
     http_image_urls: bool = False
     max_invalid_answers: int = 3
+    max_tool_rules: int = 128
     watcher_queue_events: int = 4096
     context_cache_bytes: int = 64 * MIB

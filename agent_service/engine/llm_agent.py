@@ -11,6 +11,8 @@ from structlog.typing import FilteringBoundLogger
 from agent_service.domain.draft import Snapshot
 from agent_service.domain.errors import AgentServiceError, FieldViolation, Reason, invalid
 from agent_service.domain.event import Event, ToolReturnsAccepted
+from agent_service.domain.permit import about, permitted
+from agent_service.domain.rules import NO_CALLS, RuleKind, merged
 from agent_service.domain.run import DEFAULT_PAUSE_TTL, AgentDefinition, AgentKind, Pinned, Run, RunStatus
 from agent_service.domain.start import NewRun
 from agent_service.domain.submit import ApproveAnswer, CallAnswer, ReturnAnswer, Submission
@@ -20,6 +22,7 @@ from agent_service.engine.calls import arguments_violation
 from agent_service.engine.commands import Built, Caller, Delivery, StartCommand, SubmitCommand, digest
 from agent_service.engine.runs import Runs
 from agent_service.engine.schemas import JsonError, parse_json, violation
+from agent_service.engine.turn import contradiction
 from agent_service.engine.view import Viewer
 
 
@@ -97,6 +100,7 @@ class LlmAgent(Agent):
     def _new_run(self, command: StartCommand) -> NewRun:
         """The run as it will be stored. Checks what depends on the agent's tools."""
         pinned = self._pin(command)
+        self._check_rules(command, pinned)
         self._check_choice(command, pinned)
         new_id = self._runs.parts.new_id
         run = Run(
@@ -127,7 +131,8 @@ class LlmAgent(Agent):
         )
 
     def _pin(self, command: StartCommand) -> Pinned:
-        tools, overridden = self._tools(command.client_tools)
+        rules = merged(self.definition.tool_rules, command.tool_rules)
+        tools, overridden = self._tools(command.client_tools, about(rules, RuleKind.REQUIRES_APPROVAL))
         return Pinned(
             agent_id=self.definition.agent_id,
             kind=self.kind,
@@ -142,16 +147,38 @@ class LlmAgent(Agent):
             message_tool=self.definition.message_tool,
             message_argument=self.definition.message_argument,
             response_format=command.response_format,
+            tool_rules=rules,
         )
 
-    def _tools(self, client_tools: tuple[ToolSchema, ...]) -> tuple[tuple[ToolSchema, ...], tuple[str, ...]]:
-        """Server tools that are not overridden, then the client tools; and the names of the overridden ones."""
+    def _tools(
+        self, client_tools: tuple[ToolSchema, ...], approved: frozenset[str]
+    ) -> tuple[tuple[ToolSchema, ...], tuple[str, ...]]:
+        """Server tools that are not overridden (with approval for those in `approved`), then the client tools; and the
+        names of the overridden ones."""
         client_names = {tool.name for tool in client_tools}
         schemas = [self._runs.parts.tools.schema(name) for name in self.definition.server_tools]
         server = [schema for schema in schemas if schema is not None]
-        kept = tuple(tool for tool in server if tool.name not in client_names)
+        kept = tuple(
+            replace(tool, requires_approval=tool.requires_approval or tool.name in approved)
+            for tool in server
+            if tool.name not in client_names
+        )
         overridden = tuple(tool.name for tool in server if tool.name in client_names)
         return (*kept, *client_tools), overridden
+
+    def _check_rules(self, command: StartCommand, pinned: Pinned) -> None:
+        """Raises INVALID_FIELD for rules of the request about tools that the run does not have."""
+        known = ", ".join(tool.name for tool in pinned.tools) or "none"
+        found = tuple(
+            FieldViolation(
+                f"{command.path}tool_rules[{index}].{rule.kind}.{field}", f"no tool '{name}'; tools: {known}"
+            )
+            for index, rule in enumerate(command.tool_rules)
+            for field, name in rule.names
+            if pinned.tool(name) is None
+        )
+        if found:
+            raise invalid(*found)
 
     def _check_choice(self, command: StartCommand, pinned: Pinned) -> None:
         name, path = command.tool_choice.tool_name, f"{command.path}tool_choice"
@@ -160,6 +187,12 @@ class LlmAgent(Agent):
             raise invalid(FieldViolation(f"{path}.tool_name", f"no tool '{name}' in this run; tools: {known}"))
         if command.tool_choice.mode == "required" and not pinned.tools:
             raise invalid(FieldViolation(f"{path}.mode", "REQUIRED, but this run has no tools; send client_tools"))
+        tools = [tool.name for tool in pinned.tools]
+        against = contradiction(permitted(pinned.tool_rules, NO_CALLS, tools), command.tool_choice)
+        if against:
+            raise invalid(
+                FieldViolation(f"{path}.{'tool_name' if name else 'mode'}", f"against a tool rule: {against}")
+            )
 
     async def _submission(self, command: SubmitCommand, pinned: Pinned) -> Submission:
         whole = digest(sorted((answer.tool_call_id, answer.digest) for answer in command.answers))
@@ -176,11 +209,13 @@ class ResponderAgent(LlmAgent):
     kind = AgentKind.RESPONDER
 
     def _new_run(self, command: StartCommand) -> NewRun:
-        if command.client_tools:
+        for field in ("client_tools", "tool_rules"):
+            if not getattr(command, field):
+                continue
             raise AgentServiceError(
                 Reason.AGENT_CANNOT,
-                f"{command.path}client_tools: agent '{self.definition.agent_id}' has no tools and cannot pause; "
-                "use another agent or send no client tools",
+                f"{command.path}{field}: agent '{self.definition.agent_id}' has no tools and cannot pause; "
+                f"use another agent or send no {field.replace('_', ' ')}",
                 metadata={"agent_id": self.definition.agent_id, "kind": self.kind.value},
             )
         return super()._new_run(command)

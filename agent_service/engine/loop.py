@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Concatenate, ParamSpec
 
@@ -23,17 +23,19 @@ from agent_service.domain.moves import (
     restart_step,
     start_calls,
 )
+from agent_service.domain.permit import note, tools_with_given_arguments, uncalled
 from agent_service.domain.run import Claim, Pinned, Run, RunError, StopReason
-from agent_service.domain.tool import Call, CallState, ToolChoice, ToolChoiceMode
+from agent_service.domain.tool import Call, ToolChoiceMode
 from agent_service.engine.answer import AnswerWriter
 from agent_service.engine.calls import plan_calls
 from agent_service.engine.context import Contexts
 from agent_service.engine.hub import Channel, Hub
 from agent_service.engine.limits import Limits
-from agent_service.engine.model import BuiltRequest, FinishReason, ModelAnswer, ModelClient, ModelError, ModelRequest
+from agent_service.engine.model import BuiltRequest, FinishReason, ModelAnswer, ModelClient, ModelError
 from agent_service.engine.schemas import text_violation
 from agent_service.engine.store import Move, RunStore
 from agent_service.engine.tools import ServerTools, ToolContext
+from agent_service.engine.turn import Turn, model_request, next_turn
 
 P = ParamSpec("P")
 log = structlog.get_logger()
@@ -57,14 +59,6 @@ class Parts:
     tools: ServerTools
     limits: Limits
     new_id: NewId
-
-
-def model_request(snapshot: Snapshot, pinned: Pinned, history: Sequence[bytes]) -> ModelRequest:
-    """What the model is asked next. The run's tool choice holds for its first request, and to correct its answer."""
-    first = snapshot.run.steps_taken == snapshot.run.invalid_answers
-    returned = any(call.state is CallState.RETURNED for call in snapshot.calls)
-    corrected = snapshot.run.invalid_answers > 0 and not snapshot.calls
-    return ModelRequest(pinned, history, pinned.tool_choice if first else ToolChoice(), returned or corrected)
 
 
 class Loop:
@@ -92,14 +86,18 @@ class Loop:
 
     async def _ask(self, snapshot: Snapshot, channel: Channel) -> Snapshot:
         """One step: a model request and what it led to."""
-        run = snapshot.run
-        request, built = await self._build(snapshot)
+        run, turn = snapshot.run, next_turn(snapshot.run, self._pinned)
+        if turn.error is not None:
+            return await self._parts.store.owner_move(self._claim, moved(fail, StopReason.TOOL_RULE, turn.error))
+        built = await self._build(snapshot, turn)
+        held = tools_with_given_arguments(self._pinned.tool_rules)
         step_id = self._parts.new_id("step")
         while True:
-            writer = AnswerWriter(channel, self._parts.store.now, self._parts.new_id)
+            writer = AnswerWriter(channel, self._parts.store.now, self._parts.new_id, held)
             channel.open_step(step_id, run.model_attempts + 1, run.last_sequence)
             try:
                 answer = await self._model.complete(built, writer)
+                record = self._record(step_id, answer, writer, run, turn)
             except ModelError as error:
                 run = (await self._after_failure(error)).run
                 if run.stop_reason is not None:
@@ -108,16 +106,14 @@ class Loop:
             finally:
                 channel.close_step()
             self._restarts = 0
-            record = self._record(step_id, answer, writer, request.tool_choice)
             return await self._parts.store.owner_move(self._claim, moved(record_answer, record))
 
-    async def _build(self, snapshot: Snapshot) -> tuple[ModelRequest, BuiltRequest]:
+    async def _build(self, snapshot: Snapshot, turn: Turn) -> BuiltRequest:
         run = snapshot.run
         history = await self._parts.contexts.history(
             self._claim.tenant, run.conversation_id, self._model, snapshot.last_position, run.conversation_time
         )
-        request = model_request(snapshot, self._pinned, history)
-        return request, self._model.build(request)
+        return self._model.build(model_request(snapshot, turn, history))
 
     async def _after_failure(self, error: ModelError) -> Snapshot:
         """Asks again if an answer that had begun broke off (bounded), else stops the run with what went wrong."""
@@ -133,15 +129,19 @@ class Loop:
             self._claim, moved(fail, _STOP_REASONS[error.reason], run_error, error.attempts)
         )
 
-    def _record(self, step_id: str, answer: ModelAnswer, writer: AnswerWriter, choice: ToolChoice) -> StepRecord:
-        limits = self._parts.limits
+    def _record(self, step_id: str, answer: ModelAnswer, writer: AnswerWriter, run: Run, turn: Turn) -> StepRecord:
+        limits, rules, choice = self._parts.limits, self._pinned.tool_rules, turn.choice
+        calls, state = plan_calls(answer.calls, self._pinned, run.rule_state, choice, limits, self._parts.new_id)
+        missing = uncalled(rules, state)
+        for index, call in enumerate(calls):
+            writer.tell_held(index, call.name, call.arguments_json)
         return StepRecord(
             step_id=step_id,
             text=answer.text,
             text_message_id=writer.text_message_id,
             reasoning=answer.reasoning,
             reasoning_message_id=writer.reasoning_message_id,
-            calls=plan_calls(answer.calls, self._pinned, choice, limits, self._parts.new_id),
+            calls=calls,
             calls_message_id=writer.calls_message_id,
             usage=answer.usage,
             attempts=answer.attempts,
@@ -151,6 +151,8 @@ class Loop:
             max_invalid_steps=limits.max_consecutive_invalid_steps,
             violation="" if answer.calls else self._violation(answer.text),
             max_invalid_answers=limits.max_invalid_answers,
+            rule_state=state,
+            note=note(missing) if missing else "",
         )
 
     def _violation(self, text: str) -> str:

@@ -21,9 +21,10 @@ from agent_service.domain.submit import Submission, Submitted, submit
 from agent_service.domain.tool import ToolCall, pending_of
 from agent_service.engine.commands import Built
 from agent_service.engine.leases import Leases
-from agent_service.engine.loop import Loop, Parts, model_request, moved
+from agent_service.engine.loop import Loop, Parts, moved
 from agent_service.engine.store import Move
 from agent_service.engine.supervisor import Supervisor
+from agent_service.engine.turn import model_request, next_turn
 from agent_service.engine.watch import Follow, follow
 
 log = structlog.get_logger()
@@ -381,13 +382,16 @@ class Runs:
                 return Built(b"", "calls would still be pending", pending_of(snapshot.calls), (), overridden)
             case _:
                 return Built(b"", f"the run would stop with {snapshot.run.stop_reason}", (), (), overridden)
+        turn = next_turn(snapshot.run, pinned)
+        if turn.error is not None:
+            return Built(b"", f"the run would fail: {turn.error.message}", (), (), overridden)
         model = self.parts.models[pinned.provider]
         stored = snapshot.last_position - len(messages)
         run = snapshot.run
         history = await self.parts.contexts.peek(
             tenant, run.conversation_id, model, stored, run.conversation_time, messages
         )
-        body = model.build(model_request(snapshot, pinned, history)).body
+        body = model.build(model_request(snapshot, turn, history)).body
         return Built(body, overridden_tools=overridden)
 
 

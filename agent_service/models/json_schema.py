@@ -120,12 +120,13 @@ def _joined(pinned: Pinned, told: str) -> str:
 
 def _expected(request: ModelRequest, answers_after_return: bool) -> Expect:
     choice = request.tool_choice
-    if not request.pinned.tools or (answers_after_return and request.returned):
+    if not request.pinned.tools:
         return Expect.TEXT
-    if choice.tool_name:
+    if choice.tool_name or choice.mode is ToolChoiceMode.REQUIRED:
         return Expect.CALL
-    by_mode = {ToolChoiceMode.NONE: Expect.TEXT, ToolChoiceMode.REQUIRED: Expect.CALL}
-    return by_mode.get(choice.mode, Expect.FORMATTED if request.pinned.response_format else Expect.EITHER)
+    if choice.mode is ToolChoiceMode.NONE or (answers_after_return and request.returned):
+        return Expect.TEXT
+    return Expect.FORMATTED if request.pinned.response_format else Expect.EITHER
 
 
 def _tools_on_offer(request: ModelRequest) -> Sequence[ToolSchema]:

@@ -31,7 +31,15 @@ _KINDS = {
     agents_pb2.AGENT_KIND_RESPONDER: AgentKind.RESPONDER,
 }
 ReadMessages = Callable[[int, int], Awaitable[tuple[Message, ...]]]
-_CHANGEABLE = ("description", "instructions", "model", "server_tools", "message_tool", "message_argument")
+_CHANGEABLE = (
+    "description",
+    "instructions",
+    "model",
+    "server_tools",
+    "message_tool",
+    "message_argument",
+    "tool_rules",
+)
 
 
 class AgentRegistryServicer(pb_grpc.AgentRegistryServiceServicer):
@@ -180,6 +188,7 @@ class AgentRegistryServicer(pb_grpc.AgentRegistryServiceServicer):
             description=agent.description,
             message_tool=agent.message_tool or MESSAGE_TOOL,
             message_argument=agent.message_argument or MESSAGE_ARGUMENT,
+            tool_rules=reader.tool_rules(agent.tool_rules),
         )
         if agent.kind not in _KINDS:
             reader.problems.add("agent.kind", f"{agent.kind} is not a value of AgentKind")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from agentrpc.v1 import agent_service_pb2 as pb
-from agentrpc.v1 import messages_pb2, sort_order_pb2, tools_pb2
+from agentrpc.v1 import messages_pb2, sort_order_pb2, tool_rules_pb2, tools_pb2
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from agent_service.domain.content import Parts
 from agent_service.domain.errors import FieldViolation, Reason, invalid
 from agent_service.domain.message import InputContent, MessageType, SystemContent, UserContent
+from agent_service.domain.rules import ToolRule
 from agent_service.domain.run import ResponseFormat
 from agent_service.domain.start import OnBusy
 from agent_service.domain.submit import ApproveAnswer, CallAnswer, DenyAnswer, ReturnAnswer
@@ -24,10 +23,11 @@ from agent_service.engine.commands import StartCommand, SubmitCommand, View, can
 from agent_service.engine.limits import Limits
 from agent_service.engine.schemas import schema_problem
 from agent_service.transport.parts import PartsReader
+from agent_service.transport.structs import struct_json
+from agent_service.transport.tool_rules import read_rules
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_WHOLE = 2**53
 _EMPTY_PARAMETERS = '{"type":"object","properties":{}}'
 _MAX_LABEL_VALUE = 256
 _LONGEST = 100 * 365 * 24 * 3600 * 10**9
@@ -81,6 +81,7 @@ class Reader:
             pause_ttl=self.span("pause_ttl", request.pause_ttl, request.HasField("pause_ttl")),
             on_busy=self._on_busy(request.on_busy),
             response_format=self._response_format(request),
+            tool_rules=self.tool_rules(request.tool_rules),
             path=self._prefix,
         )
         self.id("agent_id", request.agent_id)
@@ -215,6 +216,10 @@ class Reader:
         if span < 10**6:
             self._add(field, f"{span / 1e9:g} s is below 1 ms; send more, or leave it unset")
         return min(span, _LONGEST)
+
+    def tool_rules(self, rules: Sequence[tool_rules_pb2.ToolRule]) -> tuple[ToolRule, ...]:
+        """Rules about tools."""
+        return read_rules(lambda place, text: self._add(f"tool_rules{place}", text), rules, self._limits)
 
     def _on_busy(self, number: int) -> OnBusy:
         if number not in pb.OnBusy.values():
@@ -375,29 +380,3 @@ class Reader:
 def _told(parts: Parts) -> list[object]:
     """What a digest tells of the parts: nothing where there are none, as it was before there were any."""
     return [canonical(parts)] if parts else []
-
-
-def struct_json(struct: Struct) -> str:
-    """A Struct as JSON text: keys sorted, whole numbers within 2^53 as integers."""
-    return json.dumps(_plain_fields(struct), ensure_ascii=False, separators=(",", ":"), sort_keys=True)
-
-
-def _plain_fields(struct: Struct) -> dict[str, Any]:
-    return {key: _plain(value) for key, value in struct.fields.items()}
-
-
-def _plain(value: Value) -> Any:
-    match value.WhichOneof("kind"):
-        case "struct_value":
-            return _plain_fields(value.struct_value)
-        case "list_value":
-            return [_plain(item) for item in value.list_value.values]
-        case "number_value":
-            number = value.number_value
-            return int(number) if number.is_integer() and abs(number) <= _WHOLE else number
-        case "string_value":
-            return value.string_value
-        case "bool_value":
-            return value.bool_value
-        case _:
-            return None

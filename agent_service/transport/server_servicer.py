@@ -30,6 +30,7 @@ CAPABILITIES = (
     "on_busy",
     "structured_output",
     "images",
+    "tool_rules",
 )
 """What clients may rely on."""
 

@@ -32,6 +32,7 @@ from agent_service.engine.agents import KnownAgent
 from agent_service.engine.commands import Built
 from agent_service.engine.inbox import Added, Removed, Synced
 from agent_service.engine.limits import Limits
+from agent_service.transport.tool_rules import tool_rule
 
 
 def timestamp(nanoseconds: int) -> Timestamp | None:
@@ -125,6 +126,7 @@ def agent(value: KnownAgent) -> agents_pb2.Agent:
         update_time=timestamp(record.update_time) if record else None,
         configured=record is None,
         is_default=value.is_default,
+        tool_rules=map(tool_rule, definition.tool_rules),
     )
 
 

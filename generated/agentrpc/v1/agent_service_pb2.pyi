@@ -6,6 +6,7 @@ isort:skip_file
 from agentrpc.v1 import events_pb2 as _events_pb2
 from agentrpc.v1 import messages_pb2 as _messages_pb2
 from agentrpc.v1 import runs_pb2 as _runs_pb2
+from agentrpc.v1 import tool_rules_pb2 as _tool_rules_pb2
 from agentrpc.v1 import tools_pb2 as _tools_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -136,6 +137,7 @@ class StepRequest(_message.Message):
     PAUSE_TTL_FIELD_NUMBER: _builtins.int
     ON_BUSY_FIELD_NUMBER: _builtins.int
     RESPONSE_FORMAT_FIELD_NUMBER: _builtins.int
+    TOOL_RULES_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """The agent; empty means the server's default agent."""
     conversation_id: _builtins.str
@@ -211,6 +213,12 @@ class StepRequest(_message.Message):
     def response_format(self) -> Global___ResponseFormat:
         """The JSON that the run's answer has to be; unset means free text. It holds for the whole run."""
 
+    @_builtins.property
+    def tool_rules(self) -> _containers.RepeatedCompositeFieldContainer[_tool_rules_pb2.ToolRule]:
+        """Rules for this run, besides those of the agent. One takes the place of the agent's rule of the same kind about the
+        same tool; `continue_run` and `terminal` take each other's. Every tool they name has to be one of the run.
+        """
+
     def __init__(
         self,
         *,
@@ -235,10 +243,11 @@ class StepRequest(_message.Message):
         pause_ttl: _duration_pb2.Duration | None = ...,
         on_busy: Global___OnBusy.ValueType = ...,
         response_format: Global___ResponseFormat | None = ...,
+        tool_rules: _abc.Iterable[_tool_rules_pb2.ToolRule] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps", "_parallel_tool_calls", b"_parallel_tool_calls", "_use_assistant_message", b"_use_assistant_message", "max_steps", b"max_steps", "max_wait", b"max_wait", "parallel_tool_calls", b"parallel_tool_calls", "pause_ttl", b"pause_ttl", "response_format", b"response_format", "run_timeout", b"run_timeout", "tool_choice", b"tool_choice", "use_assistant_message", b"use_assistant_message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps", "_parallel_tool_calls", b"_parallel_tool_calls", "_use_assistant_message", b"_use_assistant_message", "agent_id", b"agent_id", "background", b"background", "client_tools", b"client_tools", "conversation_id", b"conversation_id", "include_return_message_types", b"include_return_message_types", "input_messages", b"input_messages", "labels", b"labels", "max_steps", b"max_steps", "max_wait", b"max_wait", "model", b"model", "on_busy", b"on_busy", "on_disconnect", b"on_disconnect", "parallel_tool_calls", b"parallel_tool_calls", "pause_ttl", b"pause_ttl", "request_start_timestamp_ns", b"request_start_timestamp_ns", "response_format", b"response_format", "run_id", b"run_id", "run_timeout", b"run_timeout", "system_prompt", b"system_prompt", "tool_choice", b"tool_choice", "use_assistant_message", b"use_assistant_message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps", "_parallel_tool_calls", b"_parallel_tool_calls", "_use_assistant_message", b"_use_assistant_message", "agent_id", b"agent_id", "background", b"background", "client_tools", b"client_tools", "conversation_id", b"conversation_id", "include_return_message_types", b"include_return_message_types", "input_messages", b"input_messages", "labels", b"labels", "max_steps", b"max_steps", "max_wait", b"max_wait", "model", b"model", "on_busy", b"on_busy", "on_disconnect", b"on_disconnect", "parallel_tool_calls", b"parallel_tool_calls", "pause_ttl", b"pause_ttl", "request_start_timestamp_ns", b"request_start_timestamp_ns", "response_format", b"response_format", "run_id", b"run_id", "run_timeout", b"run_timeout", "system_prompt", b"system_prompt", "tool_choice", b"tool_choice", "tool_rules", b"tool_rules", "use_assistant_message", b"use_assistant_message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_steps: _TypeAlias = _typing.Literal["max_steps"]  # noqa: Y015
     _WhichOneofArgType__max_steps: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps"]  # noqa: Y015

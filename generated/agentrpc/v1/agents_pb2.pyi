@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from agentrpc.v1 import tool_rules_pb2 as _tool_rules_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -64,6 +65,7 @@ class Agent(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     CONFIGURED_FIELD_NUMBER: _builtins.int
     IS_DEFAULT_FIELD_NUMBER: _builtins.int
+    TOOL_RULES_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """Chosen by the caller, 1 to 64 of [A-Za-z0-9._:-], or issued."""
     kind: Global___AgentKind.ValueType
@@ -98,6 +100,13 @@ class Agent(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it was changed last; unset for agents of the server's configuration."""
 
+    @_builtins.property
+    def tool_rules(self) -> _containers.RepeatedCompositeFieldContainer[_tool_rules_pb2.ToolRule]:
+        """Rules about its tools, at most `Limits.max_tool_rules` and together four times `Limits.max_tool_schema_bytes`, for
+        each tool one of a kind. They may name client tools: a rule about a tool that a run does not have limits nothing, but
+        `run_first`, `child` and `conditional` rules demand what they name, and so does `required_before_exit`.
+        """
+
     def __init__(
         self,
         *,
@@ -115,10 +124,11 @@ class Agent(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         configured: _builtins.bool = ...,
         is_default: _builtins.bool = ...,
+        tool_rules: _abc.Iterable[_tool_rules_pb2.ToolRule] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "configured", b"configured", "create_time", b"create_time", "description", b"description", "etag", b"etag", "instructions", b"instructions", "is_default", b"is_default", "kind", b"kind", "message_argument", b"message_argument", "message_tool", b"message_tool", "model", b"model", "revision", b"revision", "server_tools", b"server_tools", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "configured", b"configured", "create_time", b"create_time", "description", b"description", "etag", b"etag", "instructions", b"instructions", "is_default", b"is_default", "kind", b"kind", "message_argument", b"message_argument", "message_tool", b"message_tool", "model", b"model", "revision", b"revision", "server_tools", b"server_tools", "tool_rules", b"tool_rules", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -288,10 +288,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Message: "no answer satisfied the response schema; the last of 3: at /age: 'x' is not of type 'integer'"
     """
     ERROR_REASON_INVALID_TOOL_CALLS: _ErrorReason.ValueType  # 44
-    """The model's answers held nothing but calls of unknown tools or against their schemas, too many times in a row
-    (`Limits.max_consecutive_invalid_steps`). The conversation's messages show what the model was told each time.
+    """The model's answers held nothing but calls of unknown tools, against their schemas or against tool rules, too many
+    times in a row (`Limits.max_consecutive_invalid_steps`). The conversation's messages show what the model was told
+    each time.
     Run: FAILED with STOP_REASON_INVALID_TOOL_CALL.
     Message: "3 model answers in a row held nothing but refused tool calls"
+    """
+    ERROR_REASON_NO_ALLOWED_TOOLS: _ErrorReason.ValueType  # 50
+    """The tool rules demand a call and allow no tool: what they name is not a tool of the run, was called too often, may not
+    follow, or no tool is mapped to an output. Correct the rules, or send the client tools they name.
+    Run: FAILED with STOP_REASON_TOOL_RULE.
+    Message: "no tool may be called: the first call must be of 'get_secret_code', but 'get_secret_code' is not a tool of
+    this run"
     """
     ERROR_REASON_NO_TOOL_CALL: _ErrorReason.ValueType  # 45
     """A tool call was required and the model made none; its answer in text is stored.
@@ -587,10 +595,18 @@ Run: FAILED with STOP_REASON_INVALID_LLM_RESPONSE.
 Message: "no answer satisfied the response schema; the last of 3: at /age: 'x' is not of type 'integer'"
 """
 ERROR_REASON_INVALID_TOOL_CALLS: ErrorReason.ValueType  # 44
-"""The model's answers held nothing but calls of unknown tools or against their schemas, too many times in a row
-(`Limits.max_consecutive_invalid_steps`). The conversation's messages show what the model was told each time.
+"""The model's answers held nothing but calls of unknown tools, against their schemas or against tool rules, too many
+times in a row (`Limits.max_consecutive_invalid_steps`). The conversation's messages show what the model was told
+each time.
 Run: FAILED with STOP_REASON_INVALID_TOOL_CALL.
 Message: "3 model answers in a row held nothing but refused tool calls"
+"""
+ERROR_REASON_NO_ALLOWED_TOOLS: ErrorReason.ValueType  # 50
+"""The tool rules demand a call and allow no tool: what they name is not a tool of the run, was called too often, may not
+follow, or no tool is mapped to an output. Correct the rules, or send the client tools they name.
+Run: FAILED with STOP_REASON_TOOL_RULE.
+Message: "no tool may be called: the first call must be of 'get_secret_code', but 'get_secret_code' is not a tool of
+this run"
 """
 ERROR_REASON_NO_TOOL_CALL: ErrorReason.ValueType  # 45
 """A tool call was required and the model made none; its answer in text is stored.

@@ -255,8 +255,8 @@ Global___UserMessage: _TypeAlias = UserMessage  # noqa: Y015
 
 @_typing.final
 class SystemMessage(_message.Message):
-    """Input with ROLE_SYSTEM; or, with a `step_id`, what the server told the model after an answer that is against the
-    response format of the run.
+    """Input with ROLE_SYSTEM; or, with a `step_id`, what the server told the model after that step: that its answer is against
+    the response format of the run, or that it must not end its turn before it called a tool (RequiredBeforeExitRule).
     """
 
     DESCRIPTOR: _descriptor.Descriptor

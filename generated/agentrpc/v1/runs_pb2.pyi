@@ -89,7 +89,7 @@ class _StopReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StopReason
     STOP_REASON_MAX_STEPS: _StopReason.ValueType  # 3
     """COMPLETED: `max_steps` model responses are stored and the model would have been called again."""
     STOP_REASON_TOOL_RULE: _StopReason.ValueType  # 4
-    """COMPLETED: a tool rule of the agent ended the run."""
+    """COMPLETED: a tool with a `terminal` rule returned. FAILED: the tool rules demanded a call and allowed no tool."""
     STOP_REASON_CANCELLED: _StopReason.ValueType  # 5
     """CANCELLED: on request."""
     STOP_REASON_SUPERSEDED: _StopReason.ValueType  # 6
@@ -103,7 +103,7 @@ class _StopReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StopReason
     STOP_REASON_INVALID_LLM_RESPONSE: _StopReason.ValueType  # 10
     """FAILED: the model endpoint's answer could not be understood, or was against the response format of the run."""
     STOP_REASON_INVALID_TOOL_CALL: _StopReason.ValueType  # 11
-    """FAILED: the model kept making calls that violate their schemas."""
+    """FAILED: the model kept making calls that violate their schemas or the tool rules."""
     STOP_REASON_NO_TOOL_CALL: _StopReason.ValueType  # 12
     """FAILED: a tool call was required and the model made none."""
     STOP_REASON_MAX_TOKENS_EXCEEDED: _StopReason.ValueType  # 13
@@ -127,7 +127,7 @@ STOP_REASON_REQUIRES_APPROVAL: StopReason.ValueType  # 2
 STOP_REASON_MAX_STEPS: StopReason.ValueType  # 3
 """COMPLETED: `max_steps` model responses are stored and the model would have been called again."""
 STOP_REASON_TOOL_RULE: StopReason.ValueType  # 4
-"""COMPLETED: a tool rule of the agent ended the run."""
+"""COMPLETED: a tool with a `terminal` rule returned. FAILED: the tool rules demanded a call and allowed no tool."""
 STOP_REASON_CANCELLED: StopReason.ValueType  # 5
 """CANCELLED: on request."""
 STOP_REASON_SUPERSEDED: StopReason.ValueType  # 6
@@ -141,7 +141,7 @@ STOP_REASON_LLM_API_ERROR: StopReason.ValueType  # 9
 STOP_REASON_INVALID_LLM_RESPONSE: StopReason.ValueType  # 10
 """FAILED: the model endpoint's answer could not be understood, or was against the response format of the run."""
 STOP_REASON_INVALID_TOOL_CALL: StopReason.ValueType  # 11
-"""FAILED: the model kept making calls that violate their schemas."""
+"""FAILED: the model kept making calls that violate their schemas or the tool rules."""
 STOP_REASON_NO_TOOL_CALL: StopReason.ValueType  # 12
 """FAILED: a tool call was required and the model made none."""
 STOP_REASON_MAX_TOKENS_EXCEEDED: StopReason.ValueType  # 13

@@ -144,8 +144,8 @@ class _ToolCallOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolC
     TOOL_CALL_OUTCOME_RETURNED: _ToolCallOutcome.ValueType  # 1
     """Executed with success."""
     TOOL_CALL_OUTCOME_FAILED: _ToolCallOutcome.ValueType  # 2
-    """Executed with an error, or refused before execution (unknown tool, arguments against the schema), or its outcome
-    is unknown because the process that ran it ended.
+    """Executed with an error, or refused before execution (unknown tool, arguments against the schema, a tool rule), or
+    its outcome is unknown because the process that ran it ended.
     """
     TOOL_CALL_OUTCOME_DENIED: _ToolCallOutcome.ValueType  # 3
     """The caller denied it."""
@@ -162,8 +162,8 @@ TOOL_CALL_OUTCOME_UNSPECIFIED: ToolCallOutcome.ValueType  # 0
 TOOL_CALL_OUTCOME_RETURNED: ToolCallOutcome.ValueType  # 1
 """Executed with success."""
 TOOL_CALL_OUTCOME_FAILED: ToolCallOutcome.ValueType  # 2
-"""Executed with an error, or refused before execution (unknown tool, arguments against the schema), or its outcome
-is unknown because the process that ran it ended.
+"""Executed with an error, or refused before execution (unknown tool, arguments against the schema, a tool rule), or
+its outcome is unknown because the process that ran it ended.
 """
 TOOL_CALL_OUTCOME_DENIED: ToolCallOutcome.ValueType  # 3
 """The caller denied it."""
@@ -240,7 +240,7 @@ Global___ClientToolSchema: _TypeAlias = ClientToolSchema  # noqa: Y015
 @_typing.final
 class ToolChoice(_message.Message):
     """The tool choice for the first model request of a run; later requests of the run use AUTO. Set one field: `mode`, or
-    `tool_name` to force that tool.
+    `tool_name` to force that tool. One that tool rules do not allow is refused.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -281,8 +281,8 @@ class ToolCall(_message.Message):
     name: _builtins.str
     """The tool's name as the model wrote it."""
     arguments_json: _builtins.str
-    """The arguments as text, exactly as the model wrote them; usually a JSON object. May be malformed: such a call is
-    answered with an error return and never executed.
+    """The arguments as text, exactly as the model wrote them, but for values that a tool rule gives (RunFirstRule,
+    ChildTool); usually a JSON object. May be malformed: such a call is answered with an error return and never executed.
     """
     def __init__(
         self,
@@ -316,7 +316,7 @@ class PendingToolCall(_message.Message):
     name: _builtins.str
     """The tool's name."""
     arguments_json: _builtins.str
-    """The arguments, exactly as the model wrote them; a JSON object that satisfies the tool's schema."""
+    """The arguments, as in ToolCall; a JSON object that satisfies the tool's schema."""
     kind: Global___PendingKind.ValueType
     """What is waited for."""
     index: _builtins.int
