@@ -1,0 +1,291 @@
+"""The connection to one MCP server: made, kept, made again. One task enters and leaves all that the library opens."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import httpx2
+import structlog
+from mcp import Client, MCPError
+from mcp.client import IncomingMessage
+from mcp.client.subscriptions import SubscriptionLost
+from mcp_types import (
+    CONNECTION_CLOSED,
+    CallToolResult,
+    Implementation,
+    Tool,
+    ToolListChangedNotification,
+)
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from pydantic import ValidationError
+
+from agent_service import __version__
+from agent_service.tools.mcp.server import McpServer
+from agent_service.tools.mcp.transports import endpoint, program
+
+log = structlog.get_logger()
+
+_RELIST_SECONDS = 60.0
+"""How often a server is asked for its tools, since not every one tells of a change."""
+_PAUSES = (0.5, 30.0)
+_QUICK_DEATH_SECONDS = 10.0
+_LEAVE_SECONDS = 5.0
+_REASON_SECONDS = 1.0
+_MAX_PAGES = 100
+_MAX_REASON = 300
+_NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+
+
+class NotExecutedError(Exception):
+    """A call was not made; the text says why."""
+
+
+class BrokeOffError(Exception):
+    """The connection broke during a call, of whose outcome nothing is known; the text says how."""
+
+
+@dataclass
+class _Link:
+    """One connection, from the attempt to make it to its end. `refused` is known once it has `ended`."""
+
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    ending: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    client: Client | None = None
+    http_status: int = 0
+    session_gone: bool = False
+    refused: bool = False
+
+    def end(self) -> None:
+        """Makes the task that keeps it leave it."""
+        self.ending.set()
+        self.changed.set()
+
+    def answered(self, status: int, of_session: bool) -> None:
+        """Notes the status of an HTTP answer."""
+        self.http_status = status
+        if status == 404 and of_session:
+            self.session_gone = True
+            self.end()
+
+    async def received(self, message: IncomingMessage) -> None:
+        """Notes that the tools have changed."""
+        if isinstance(message, ToolListChangedNotification):
+            self.changed.set()
+
+
+class Connection:
+    """Keeps one server connected from `open` to `close`; `on_tools` is told its tools whenever they were listed."""
+
+    def __init__(self, server: McpServer, on_tools: Callable[[Sequence[Tool]], None]) -> None:
+        self._server = server
+        self._on_tools = on_tools
+        self._link: _Link | None = None
+        self._attempt: asyncio.Future[str]
+        self._wanted = asyncio.Event()
+        self._closing = False
+
+    def open(self) -> asyncio.Future[str]:
+        """Begins to connect. What is returned is done when the first attempt has an end."""
+        self._attempt = first = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._keep(), name=f"mcp-{self._server.name}")
+        return first
+
+    async def close(self) -> None:
+        """Disconnects; a program has ended then."""
+        self._closing = True
+        self._wanted.set()
+        if self._link is not None:
+            self._link.end()
+            if self._link.client is None:
+                self._link.scope.cancel()
+        await self._task
+
+    async def reached(self) -> None:
+        """Returns when there is a connection, which is tried at once. Raises NotExecutedError if it fails."""
+        await self._connected()
+
+    async def call(self, tool: str, arguments: dict[str, Any], *, repeatable: bool) -> CallToolResult:
+        """Calls a tool; again, once, if the connection broke and it was not executed or is `repeatable`.
+
+        Without a connection an attempt is made at once. There is no time limit; a cancellation is told to the server.
+        Raises NotExecutedError, BrokeOffError, MCPError for what the server refuses, ValidationError or RuntimeError
+        for a result that is none.
+        """
+        link, client = await self._connected()
+        try:
+            return await self._call(link, client, tool, arguments)
+        except NotExecutedError:
+            pass
+        except BrokeOffError:
+            if not repeatable:
+                raise
+        link, client = await self._connected()
+        return await self._call(link, client, tool, arguments)
+
+    async def _connected(self) -> tuple[_Link, Client]:
+        """The present connection, else the next one. Raises NotExecutedError if making it fails."""
+        link = self._link
+        if link is None or link.client is None or link.ending.is_set():
+            self._wanted.set()
+            reason = await asyncio.shield(self._attempt)
+            link = self._link
+            if link is None or link.client is None:
+                raise NotExecutedError(reason or "the connection ended")
+        return link, link.client
+
+    async def _call(self, link: _Link, client: Client, tool: str, arguments: dict[str, Any]) -> CallToolResult:
+        try:
+            # Without a limit here, the one for connecting would hold. The caller's is shorter.
+            return await client.call_tool(tool, arguments, read_timeout_seconds=2 * self._server.timeout)
+        except MCPError as error:
+            if error.code == CONNECTION_CLOSED:
+                if await self._was_refused(link):
+                    raise NotExecutedError("it cannot be reached") from error
+                raise BrokeOffError(self._server.hide(error.message)) from error
+            if link.session_gone:
+                raise NotExecutedError("it has forgotten its session") from error
+            raise
+
+    async def _was_refused(self, link: _Link) -> bool:
+        """Whether nothing was sent. Why a connection broke is known a moment after its calls have failed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_REASON_SECONDS):
+                await link.ended.wait()
+        return link.refused
+
+    async def _keep(self) -> None:
+        pause = _PAUSES[0]
+        while not self._closing:
+            self._wanted.clear()
+            began = time.monotonic()
+            await self._try()
+            if time.monotonic() - began > _QUICK_DEATH_SECONDS:
+                pause = _PAUSES[0]
+            with anyio.move_on_after(pause):
+                await self._wanted.wait()
+            pause = min(2 * pause, _PAUSES[1])
+        self._tell("the service is stopping")
+
+    async def _try(self) -> None:
+        """One attempt and, if it succeeds, the life of the connection."""
+        self._link = link = _Link()
+        reason = "it did not end in time"
+        with link.scope:
+            try:
+                await self._live(link)
+                reason = "the connection ended"
+            except Exception as error:
+                link.refused = all(isinstance(leaf, _NEVER_SENT) for leaf in _leaves(error))
+                reason = self._reason(link, error)
+        self._link = None
+        link.ended.set()
+        if self._closing:
+            return
+        if link.client is None:
+            self._tell(reason)
+        log.warning(
+            "mcp.not_connected" if link.client is None else "mcp.disconnected", server=self._server.name, reason=reason
+        )
+
+    def _tell(self, reason: str) -> None:
+        """Tells those who wait what came of the attempt, empty for success; from now on the next one is waited for."""
+        attempt, self._attempt = self._attempt, asyncio.get_running_loop().create_future()
+        attempt.set_result(reason)
+
+    async def _live(self, link: _Link) -> None:
+        server = self._server
+        transport = program(server, link.end) if server.command else endpoint(server, link.end, link.answered)
+        async with Client(
+            transport,
+            read_timeout_seconds=server.connect_timeout,
+            message_handler=link.received,
+            client_info=Implementation(name="agent-service", version=__version__),
+            cache=None,
+        ) as client:
+            try:
+                tools = await self._list(client)
+                link.client = client
+                self._tell("")
+                log.info(
+                    "mcp.connected",
+                    server=server.name,
+                    where=server.where,
+                    protocol=client.protocol_version,
+                    tools=tools,
+                )
+                await self._stay(link, client)
+            finally:
+                link.end()
+                link.scope.deadline = anyio.current_time() + _LEAVE_SECONDS
+
+    async def _stay(self, link: _Link, client: Client) -> None:
+        """Returns when the connection is to be left."""
+        async with anyio.create_task_group() as tasks:
+            tools = client.server_capabilities.tools
+            if client.protocol_version in MODERN_PROTOCOL_VERSIONS and tools and tools.list_changed:
+                tasks.start_soon(self._listen, link, client)
+            while not link.ending.is_set():
+                with anyio.move_on_after(_RELIST_SECONDS):
+                    await link.changed.wait()
+                link.changed.clear()
+                if not link.ending.is_set():
+                    await self._list_again(client)
+            tasks.cancel_scope.cancel()
+
+    async def _listen(self, link: _Link, client: Client) -> None:
+        """Keeps the stream open on which a server of the newer protocol tells of changes."""
+        while True:
+            try:
+                async with client.listen(tools_list_changed=True) as events:
+                    async for _ in events:
+                        link.changed.set()
+            except (MCPError, SubscriptionLost, TimeoutError) as error:
+                log.debug("mcp.not_told", server=self._server.name, error=str(error))
+            # What changes meanwhile is not told.
+            link.changed.set()
+            await anyio.sleep(_RELIST_SECONDS)
+
+    async def _list_again(self, client: Client) -> None:
+        """A failure does not end the connection: a server may be busy, and calls may be under way."""
+        try:
+            await self._list(client)
+        except (MCPError, ValidationError) as error:
+            log.warning("mcp.not_listed", server=self._server.name, reason=self._server.hide(str(error))[:_MAX_REASON])
+
+    async def _list(self, client: Client) -> int:
+        """Asks for all tools; their number."""
+        tools: list[Tool] = []
+        cursor = None
+        for _ in range(_MAX_PAGES):
+            page = await client.list_tools(cursor=cursor)
+            tools += page.tools
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+        self._on_tools(tools)
+        return len(tools)
+
+    def _reason(self, link: _Link, error: BaseException) -> str:
+        error = next(_leaves(error))
+        if self._server.command and link.ending.is_set():
+            return "the program ended"
+        said = f"{type(error).__name__}: {error}" if not isinstance(error, MCPError) else error.message
+        if link.http_status >= 400:
+            said = f"HTTP status {link.http_status}, {said}"
+        return self._server.hide(said)[:_MAX_REASON]
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from _leaves(part)
+    else:
+        yield error
