@@ -17,6 +17,7 @@ from mcp.client import IncomingMessage
 from mcp.client.subscriptions import SubscriptionLost
 from mcp_types import (
     CONNECTION_CLOSED,
+    REQUEST_TIMEOUT,
     CallToolResult,
     Implementation,
     Tool,
@@ -52,13 +53,17 @@ class BrokeOffError(Exception):
 
 @dataclass
 class _Link:
-    """One connection, from the attempt to make it to its end. `refused` is known once it has `ended`."""
+    """One connection, from the attempt to make it to its end.
+
+    `calls` are under way. `refused` is known once it has `ended`, and means that nothing was sent.
+    """
 
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     ending: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     client: Client | None = None
+    calls: int = 0
     http_status: int = 0
     session_gone: bool = False
     refused: bool = False
@@ -142,9 +147,13 @@ class Connection:
         return link, link.client
 
     async def _call(self, link: _Link, client: Client, tool: str, arguments: dict[str, Any]) -> CallToolResult:
+        link.calls += 1
         try:
             # Without a limit here, the one for connecting would hold. The caller's is shorter.
             return await client.call_tool(tool, arguments, read_timeout_seconds=2 * self._server.timeout)
+        except asyncio.CancelledError:
+            link.changed.set()  # Does it still answer?
+            raise
         except MCPError as error:
             if error.code == CONNECTION_CLOSED:
                 if await self._was_refused(link):
@@ -153,9 +162,11 @@ class Connection:
             if link.session_gone:
                 raise NotExecutedError("it has forgotten its session") from error
             raise
+        finally:
+            link.calls -= 1
 
     async def _was_refused(self, link: _Link) -> bool:
-        """Whether nothing was sent. Why a connection broke is known a moment after its calls have failed."""
+        """See _Link. Why a connection broke is known a moment after its calls have failed."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_REASON_SECONDS):
                 await link.ended.wait()
@@ -211,16 +222,10 @@ class Connection:
             cache=None,
         ) as client:
             try:
-                tools = await self._list(client)
+                await self._list(client)
                 link.client = client
                 self._tell("")
-                log.info(
-                    "mcp.connected",
-                    server=server.name,
-                    where=server.where,
-                    protocol=client.protocol_version,
-                    tools=tools,
-                )
+                log.info("mcp.connected", server=server.name, where=server.where, protocol=client.protocol_version)
                 await self._stay(link, client)
             finally:
                 link.end()
@@ -237,7 +242,7 @@ class Connection:
                     await link.changed.wait()
                 link.changed.clear()
                 if not link.ending.is_set():
-                    await self._list_again(client)
+                    await self._list_again(link, client)
             tasks.cancel_scope.cancel()
 
     async def _listen(self, link: _Link, client: Client) -> None:
@@ -245,23 +250,24 @@ class Connection:
         while True:
             try:
                 async with client.listen(tools_list_changed=True) as events:
+                    link.changed.set()  # What changed before was not told.
                     async for _ in events:
                         link.changed.set()
             except (MCPError, SubscriptionLost, TimeoutError) as error:
                 log.debug("mcp.not_told", server=self._server.name, error=str(error))
-            # What changes meanwhile is not told.
-            link.changed.set()
+            link.changed.set()  # It also shows whether the server is there.
             await anyio.sleep(_RELIST_SECONDS)
 
-    async def _list_again(self, client: Client) -> None:
-        """A failure does not end the connection: a server may be busy, and calls may be under way."""
+    async def _list_again(self, link: _Link, client: Client) -> None:
+        """A failure does not end the connection, unless the server gives no answer although nothing keeps it busy."""
         try:
             await self._list(client)
         except (MCPError, ValidationError) as error:
+            if isinstance(error, MCPError) and error.code == REQUEST_TIMEOUT and not link.calls:
+                raise
             log.warning("mcp.not_listed", server=self._server.name, reason=self._server.hide(str(error))[:_MAX_REASON])
 
-    async def _list(self, client: Client) -> int:
-        """Asks for all tools; their number."""
+    async def _list(self, client: Client) -> None:
         tools: list[Tool] = []
         cursor = None
         for _ in range(_MAX_PAGES):
@@ -271,7 +277,6 @@ class Connection:
             if cursor is None:
                 break
         self._on_tools(tools)
-        return len(tools)
 
     def _reason(self, link: _Link, error: BaseException) -> str:
         error = next(_leaves(error))

@@ -29,6 +29,7 @@ log = structlog.get_logger()
 
 START_SECONDS = 10.0
 """How long the service waits for its MCP servers before it serves without them."""
+_MAX_NAME = 200
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -82,6 +83,7 @@ class _Server:
         self._limits = limits
         self.connection = Connection(server, self._take)
         self.listed: Mapping[str, _Listed] | None = None
+        self._left_out: dict[str, str] = {}
 
     def schema(self, name: str) -> ToolSchema | None:
         if self.listed is None:
@@ -140,26 +142,33 @@ class _Server:
         allowed = [tool for tool in tools if self._server.allows(tool.name)]
         names = Counter(self._server.tool_name(tool.name) for tool in allowed)
         listed: dict[str, _Listed] = {}
+        left_out: dict[str, str] = {}
         for tool in allowed:
             schema = self._schema(tool)
             problem = self._problem(schema) or ("another tool has the same name" if names[schema.name] > 1 else "")
             if problem:
-                log.warning("mcp.tool_left_out", server=self._server.name, tool=tool.name[:200], reason=problem)
+                left_out[tool.name[:_MAX_NAME]] = problem
             else:
                 listed[schema.name] = _Listed(tool.name, schema)
-        self._note(listed)
-        self.listed = listed
+        self._note(listed, left_out)
+        self.listed, self._left_out = listed, left_out
 
-    def _note(self, listed: Mapping[str, _Listed]) -> None:
-        before = self.listed
-        missing = [tool for tool in self._server.allow or () if self._server.tool_name(tool) not in listed]
-        if missing and (before is None or before != listed):
-            log.warning("mcp.allowed_tools_missing", server=self._server.name, tools=missing)
+    def _note(self, listed: Mapping[str, _Listed], left_out: Mapping[str, str]) -> None:
+        """Logs what is not as it was."""
+        name, before = self._server.name, self.listed
+        for tool, reason in left_out.items():
+            if self._left_out.get(tool) != reason:
+                log.warning("mcp.tool_left_out", server=name, tool=tool, reason=reason)
+        if before == listed:
+            return
         if before is None:
-            log.info("mcp.tools", server=self._server.name, tools=list(listed))
-        elif before != listed:
+            log.info("mcp.tools", server=name, tools=list(listed))
+        else:
             added, removed = sorted(listed.keys() - before.keys()), sorted(before.keys() - listed.keys())
-            log.info("mcp.tools_changed", server=self._server.name, added=added, removed=removed)
+            log.info("mcp.tools_changed", server=name, added=added, removed=removed)
+        missing = [tool for tool in self._server.allow or () if self._server.tool_name(tool) not in listed]
+        if missing:
+            log.warning("mcp.allowed_tools_missing", server=name, tools=missing)
 
     def _schema(self, tool: Tool) -> ToolSchema:
         hints = tool.annotations if self._server.trust_annotations else None
