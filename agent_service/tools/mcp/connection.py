@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
-import httpx2
 import structlog
 from mcp import Client, MCPError
 from mcp.client import IncomingMessage
@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from agent_service import __version__
 from agent_service.tools.mcp.server import McpServer
-from agent_service.tools.mcp.transports import endpoint, program
+from agent_service.tools.mcp.transports import Answer, endpoint, program
 
 log = structlog.get_logger()
 
@@ -37,10 +37,9 @@ _RELIST_SECONDS = 60.0
 _PAUSES = (0.5, 30.0)
 _QUICK_DEATH_SECONDS = 10.0
 _LEAVE_SECONDS = 5.0
-_REASON_SECONDS = 1.0
+_DRAIN_SECONDS = 2.0
 _MAX_PAGES = 100
 _MAX_REASON = 300
-_NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
 
 class NotExecutedError(Exception):
@@ -52,33 +51,55 @@ class BrokeOffError(Exception):
 
 
 @dataclass
-class _Link:
-    """One connection, from the attempt to make it to its end.
+class _Sending:
+    """A call that is under way; `answer` is what came of its last HTTP request."""
 
-    `calls` are under way. `refused` is known once it has `ended`, and means that nothing was sent.
-    """
+    answer: Answer = field(default_factory=Answer)
+
+
+_sending: ContextVar[_Sending | None] = ContextVar("_sending", default=None)
+
+
+@dataclass
+class _Link:
+    """One connection, from the attempt to make it to its end. `calls` are under way; `trouble` is how HTTP fails."""
 
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     ending: asyncio.Event = field(default_factory=asyncio.Event)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
     client: Client | None = None
     calls: int = 0
-    http_status: int = 0
-    session_gone: bool = False
-    refused: bool = False
+    trouble: str = ""
 
     def end(self) -> None:
         """Makes the task that keeps it leave it."""
         self.ending.set()
-        self.changed.set()
 
-    def answered(self, status: int, of_session: bool) -> None:
-        """Notes the status of an HTTP answer."""
-        self.http_status = status
-        if status == 404 and of_session:
-            self.session_gone = True
+    @contextmanager
+    def calling(self) -> Iterator[_Sending]:
+        """While a call is under way."""
+        self.calls += 1
+        self.idle.clear()
+        token = _sending.set(sending := _Sending())
+        try:
+            yield sending
+        except asyncio.CancelledError:
+            self.changed.set()  # Does the server still answer?
+            raise
+        finally:
+            _sending.reset(token)
+            self.calls -= 1
+            if not self.calls:
+                self.idle.set()
+
+    def told(self, answer: Answer) -> None:
+        """See Told."""
+        self.trouble = answer.trouble
+        if answer.session_gone:
             self.end()
+        if sending := _sending.get():
+            sending.answer = answer
 
     async def received(self, message: IncomingMessage) -> None:
         """Notes that the tools have changed."""
@@ -115,62 +136,57 @@ class Connection:
 
     async def reached(self) -> None:
         """Returns when there is a connection, which is tried at once. Raises NotExecutedError if it fails."""
-        await self._connected()
+        await self._connected(asyncio.get_running_loop().time() + self._server.timeout)
 
     async def call(self, tool: str, arguments: dict[str, Any], *, repeatable: bool) -> CallToolResult:
         """Calls a tool; again, once, if the connection broke and it was not executed or is `repeatable`.
 
-        Without a connection an attempt is made at once. There is no time limit; a cancellation is told to the server.
-        Raises NotExecutedError, BrokeOffError, MCPError for what the server refuses, ValidationError or RuntimeError
-        for a result that is none.
+        Without a connection an attempt is made at once. A cancellation is told to the server, and so is that time is
+        over. Raises NotExecutedError, BrokeOffError, TimeoutError, MCPError for what the server refuses,
+        ValidationError or RuntimeError for a result that is none.
         """
-        link, client = await self._connected()
+        deadline = asyncio.get_running_loop().time() + self._server.timeout
         try:
-            return await self._call(link, client, tool, arguments)
+            return await self._call(tool, arguments, deadline)
         except NotExecutedError:
-            pass
-        except BrokeOffError:
+            return await self._call(tool, arguments, deadline)
+        except BrokeOffError as broke:
             if not repeatable:
                 raise
-        link, client = await self._connected()
-        return await self._call(link, client, tool, arguments)
+            try:
+                return await self._call(tool, arguments, deadline)
+            except NotExecutedError:
+                raise broke from None
 
-    async def _connected(self) -> tuple[_Link, Client]:
+    async def _call(self, tool: str, arguments: dict[str, Any], deadline: float) -> CallToolResult:
+        link, client = await self._connected(deadline)
+        with link.calling() as sending:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    # Without a limit here, the one for connecting would hold.
+                    return await client.call_tool(tool, arguments, read_timeout_seconds=2 * self._server.timeout)
+            except MCPError as error:
+                answer = sending.answer
+                if answer.nothing_done:
+                    raise NotExecutedError(self._server.hide(answer.trouble)) from error
+                if answer.broke or error.code == CONNECTION_CLOSED:
+                    raise BrokeOffError(self._server.hide(answer.trouble or error.message)) from error
+                raise
+
+    async def _connected(self, deadline: float) -> tuple[_Link, Client]:
         """The present connection, else the next one. Raises NotExecutedError if making it fails."""
         link = self._link
         if link is None or link.client is None or link.ending.is_set():
             self._wanted.set()
-            reason = await asyncio.shield(self._attempt)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    reason = await asyncio.shield(self._attempt)
+            except TimeoutError:
+                raise NotExecutedError("it has not answered yet") from None
             link = self._link
             if link is None or link.client is None:
                 raise NotExecutedError(reason or "the connection ended")
         return link, link.client
-
-    async def _call(self, link: _Link, client: Client, tool: str, arguments: dict[str, Any]) -> CallToolResult:
-        link.calls += 1
-        try:
-            # Without a limit here, the one for connecting would hold. The caller's is shorter.
-            return await client.call_tool(tool, arguments, read_timeout_seconds=2 * self._server.timeout)
-        except asyncio.CancelledError:
-            link.changed.set()  # Does it still answer?
-            raise
-        except MCPError as error:
-            if error.code == CONNECTION_CLOSED:
-                if await self._was_refused(link):
-                    raise NotExecutedError("it cannot be reached") from error
-                raise BrokeOffError(self._server.hide(error.message)) from error
-            if link.session_gone:
-                raise NotExecutedError("it has forgotten its session") from error
-            raise
-        finally:
-            link.calls -= 1
-
-    async def _was_refused(self, link: _Link) -> bool:
-        """See _Link. Why a connection broke is known a moment after its calls have failed."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_REASON_SECONDS):
-                await link.ended.wait()
-        return link.refused
 
     async def _keep(self) -> None:
         pause = _PAUSES[0]
@@ -194,10 +210,8 @@ class Connection:
                 await self._live(link)
                 reason = "the connection ended"
             except Exception as error:
-                link.refused = all(isinstance(leaf, _NEVER_SENT) for leaf in _leaves(error))
                 reason = self._reason(link, error)
         self._link = None
-        link.ended.set()
         if self._closing:
             return
         if link.client is None:
@@ -213,7 +227,7 @@ class Connection:
 
     async def _live(self, link: _Link) -> None:
         server = self._server
-        transport = program(server, link.end) if server.command else endpoint(server, link.end, link.answered)
+        transport = program(server, link.end) if server.command else endpoint(server, link.end, link.told)
         async with Client(
             transport,
             read_timeout_seconds=server.connect_timeout,
@@ -237,13 +251,25 @@ class Connection:
             tools = client.server_capabilities.tools
             if client.protocol_version in MODERN_PROTOCOL_VERSIONS and tools and tools.list_changed:
                 tasks.start_soon(self._listen, link, client)
-            while not link.ending.is_set():
-                with anyio.move_on_after(_RELIST_SECONDS):
-                    await link.changed.wait()
-                link.changed.clear()
-                if not link.ending.is_set():
-                    await self._list_again(link, client)
+            tasks.start_soon(self._follow, link, client)
+            await link.ending.wait()
             tasks.cancel_scope.cancel()
+        # A call that a server without its session refuses learns so by itself.
+        with anyio.move_on_after(_DRAIN_SECONDS):
+            while link.calls:
+                await link.idle.wait()
+
+    async def _follow(self, link: _Link, client: Client) -> None:
+        """Lists the tools again when they may have changed, and now and then."""
+        pause, retry = _RELIST_SECONDS, _PAUSES[0]
+        while True:
+            with anyio.move_on_after(pause):
+                await link.changed.wait()
+            link.changed.clear()
+            if await self._list_again(link, client):
+                pause, retry = _RELIST_SECONDS, _PAUSES[0]
+            else:
+                pause, retry = retry, min(2 * retry, _PAUSES[1])
 
     async def _listen(self, link: _Link, client: Client) -> None:
         """Keeps the stream open on which a server of the newer protocol tells of changes."""
@@ -258,14 +284,16 @@ class Connection:
             link.changed.set()  # It also shows whether the server is there.
             await anyio.sleep(_RELIST_SECONDS)
 
-    async def _list_again(self, link: _Link, client: Client) -> None:
-        """A failure does not end the connection, unless the server gives no answer although nothing keeps it busy."""
+    async def _list_again(self, link: _Link, client: Client) -> bool:
+        """Whether it succeeded. If not, the connection is kept, unless nothing but a lack of life explains it."""
         try:
             await self._list(client)
         except (MCPError, ValidationError) as error:
             if isinstance(error, MCPError) and error.code == REQUEST_TIMEOUT and not link.calls:
                 raise
-            log.warning("mcp.not_listed", server=self._server.name, reason=self._server.hide(str(error))[:_MAX_REASON])
+            log.warning("mcp.not_listed", server=self._server.name, reason=self._reason(link, error))
+            return False
+        return True
 
     async def _list(self, client: Client) -> None:
         tools: list[Tool] = []
@@ -282,10 +310,8 @@ class Connection:
         error = next(_leaves(error))
         if self._server.command and link.ending.is_set():
             return "the program ended"
-        said = f"{type(error).__name__}: {error}" if not isinstance(error, MCPError) else error.message
-        if link.http_status >= 400:
-            said = f"HTTP status {link.http_status}, {said}"
-        return self._server.hide(said)[:_MAX_REASON]
+        said = error.message if isinstance(error, MCPError) else f"{type(error).__name__}: {error}"
+        return self._server.hide(link.trouble or said)[:_MAX_REASON]
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -107,10 +107,10 @@ class _Server:
 
     async def call(self, name: str, arguments_json: str, context: ToolContext) -> ToolOutput:
         """Calls it within the server's time limit, and says what came of it."""
-        limit = asyncio.timeout(self._server.timeout)
         try:
-            async with limit:
-                return await self._call(name, json.loads(arguments_json))
+            return await self._call(name, json.loads(arguments_json))
+        except TimeoutError:
+            return timed_out(self._server.timeout)
         except NotExecutedError as error:
             return failed(f"not executed, the MCP server '{self._server.name}' is not connected: {error}")
         except BrokeOffError as error:
@@ -123,8 +123,6 @@ class _Server:
         except (RuntimeError, ValidationError) as error:
             return failed(f"executed, but its result is not as it should be: {short(self._server.hide(str(error)))}")
         except Exception as error:
-            if isinstance(error, TimeoutError) and limit.expired():
-                return timed_out(self._server.timeout)
             return raised(name, error, context)
 
     async def _call(self, name: str, arguments: dict[str, Any]) -> ToolOutput:

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,6 +27,7 @@ _GUARD = Path(__file__).with_name("guard.py")
 _MAX_LINE = 4096
 _LAST_WORDS_SECONDS = 1.0
 _MAX_EVENT_BYTES = 64 * 1024 * 1024
+_OF_GATEWAYS = (502, 503, 504)
 _LEAST_SILENCE_SECONDS = 300.0
 
 Streams = tuple[Any, Any]
@@ -61,30 +63,61 @@ def _program(server: McpServer) -> StdioServerParameters:
     return StdioServerParameters(command=command, args=arguments, env=environment, cwd=server.cwd or None)
 
 
-@asynccontextmanager
-async def endpoint(
-    server: McpServer, ended: Callable[[], None], answered: Callable[[int, bool], None]
-) -> AsyncIterator[Streams]:
-    """Opens the endpoint. `answered` is told the HTTP status of each answer, and whether the request was of a session.
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of an HTTP request. `trouble` is empty if it succeeded.
 
-    A failing request may end the block with an ExceptionGroup of httpx2's exceptions.
+    `broke`: there is no answer of the server. `nothing_done`: it has certainly not acted on the request.
+    `session_gone`: it does not know the session any more.
     """
 
-    async def hook(response: httpx2.Response) -> None:
-        answered(response.status_code, MCP_SESSION_ID in response.request.headers)
+    trouble: str = ""
+    broke: bool = False
+    nothing_done: bool = False
+    session_gone: bool = False
 
+
+Told = Callable[[Answer], None]
+"""Is told what came of each HTTP request, in the context of who made it."""
+
+
+@asynccontextmanager
+async def endpoint(server: McpServer, ended: Callable[[], None], told: Told) -> AsyncIterator[Streams]:
+    """Opens the endpoint, which need not be there."""
     silence = max(_LEAST_SILENCE_SECONDS, 2 * server.timeout)  # A call ends before.
     async with (
-        httpx2.AsyncClient(
+        _HttpClient(
+            told,
             headers=dict(server.headers),
             timeout=httpx2.Timeout(server.connect_timeout, read=silence),
-            event_hooks={"response": [hook]},
             # A proxy named in the environment has no business with a loopback address.
             mounts={f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")},
         ) as client,
         streamable_http_client(server.url, http_client=client, max_sse_event_size=_MAX_EVENT_BYTES) as (read, write),
     ):
         yield _Watched(read, ended), write
+
+
+class _HttpClient(httpx2.AsyncClient):
+    """Answers for a server that does not: an exception would end the library's transport, and with it all calls."""
+
+    def __init__(self, told: Told, **options: Any) -> None:
+        super().__init__(**options)
+        self._told = told
+
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """See httpx2.AsyncClient."""
+        try:
+            response = await super().send(request, **options)
+        except httpx2.TransportError as error:
+            never_sent = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
+            self._told(Answer(f"{type(error).__name__}: {error}", broke=True, nothing_done=never_sent))
+            return httpx2.Response(503, request=request)
+        status = response.status_code
+        gone = status == 404 and MCP_SESSION_ID in request.headers
+        trouble = f"HTTP status {status}" if response.is_error else ""
+        self._told(Answer(trouble, broke=status in _OF_GATEWAYS, nothing_done=gone, session_gone=gone))
+        return response
 
 
 class _Watched:
