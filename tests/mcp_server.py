@@ -94,6 +94,7 @@ class Desk:
     async def list_tools(self, _: Context, params: PaginatedRequestParams | None) -> ListToolsResult:
         """Two pages."""
         tools = [tool for tool, _ in self.tools.values()]
+        self.note("listed")
         if params and params.cursor:
             return ListToolsResult(tools=tools[3:])
         return ListToolsResult(tools=tools[:3], next_cursor="3")

@@ -74,6 +74,7 @@ async def test_a_program_that_gives_no_answer_is_started_again(journal: Journal)
     """Once no call keeps it busy any more."""
     server = program(journal, timeout=0.5, connect_timeout=1.0)
     async with connected(server) as tools:
+        await journal.wrote("listed", times=4)  # Each time in two pages, and once again when changes are listened to.
         assert (await call(tools, "stuck")).text.startswith("Error: timed out")
         await eventually(lambda: journal.lines.count("started") == 2, "the second start")
         await eventually(lambda: len(alive(journal)) == 1, "the end of the first one")

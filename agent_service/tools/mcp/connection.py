@@ -17,6 +17,7 @@ from mcp.client import IncomingMessage
 from mcp.client.subscriptions import SubscriptionLost
 from mcp_types import (
     CONNECTION_CLOSED,
+    INTERNAL_ERROR,
     REQUEST_TIMEOUT,
     CallToolResult,
     Implementation,
@@ -46,6 +47,10 @@ class NotExecutedError(Exception):
     """A call was not made; the text says why."""
 
 
+class NotConnectedError(NotExecutedError):
+    """There was no connection to make it on, and none could be made."""
+
+
 class BrokeOffError(Exception):
     """The connection broke during a call, of whose outcome nothing is known; the text says how."""
 
@@ -62,7 +67,10 @@ _sending: ContextVar[_Sending | None] = ContextVar("_sending", default=None)
 
 @dataclass
 class _Link:
-    """One connection, from the attempt to make it to its end. `calls` are under way; `trouble` is how HTTP fails."""
+    """One connection, from the attempt to make it to its end.
+
+    `calls` are under way. `trouble` is how HTTP fails; `lost` means that the other side ended it.
+    """
 
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     ending: asyncio.Event = field(default_factory=asyncio.Event)
@@ -71,10 +79,16 @@ class _Link:
     client: Client | None = None
     calls: int = 0
     trouble: str = ""
+    lost: bool = False
 
     def end(self) -> None:
         """Makes the task that keeps it leave it."""
         self.ending.set()
+
+    def lose(self) -> None:
+        """Notes that nothing can come any more."""
+        self.lost = not self.ending.is_set()
+        self.end()
 
     @contextmanager
     def calling(self) -> Iterator[_Sending]:
@@ -84,7 +98,7 @@ class _Link:
         token = _sending.set(sending := _Sending())
         try:
             yield sending
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, TimeoutError):
             self.changed.set()  # Does the server still answer?
             raise
         finally:
@@ -135,7 +149,7 @@ class Connection:
         await self._task
 
     async def reached(self) -> None:
-        """Returns when there is a connection, which is tried at once. Raises NotExecutedError if it fails."""
+        """Returns when there is a connection, which is tried at once. Raises NotConnectedError if it fails."""
         await self._connected(asyncio.get_running_loop().time() + self._server.timeout)
 
     async def call(self, tool: str, arguments: dict[str, Any], *, repeatable: bool) -> CallToolResult:
@@ -148,6 +162,8 @@ class Connection:
         deadline = asyncio.get_running_loop().time() + self._server.timeout
         try:
             return await self._call(tool, arguments, deadline)
+        except NotConnectedError:
+            raise
         except NotExecutedError:
             return await self._call(tool, arguments, deadline)
         except BrokeOffError as broke:
@@ -171,10 +187,12 @@ class Connection:
                     raise NotExecutedError(self._server.hide(answer.trouble)) from error
                 if answer.broke or error.code == CONNECTION_CLOSED:
                     raise BrokeOffError(self._server.hide(answer.trouble or error.message)) from error
+                if error.code == INTERNAL_ERROR and answer.trouble:  # of the library, which does not tell the status
+                    raise MCPError(error.code, f"{error.message} ({answer.trouble})") from error
                 raise
 
     async def _connected(self, deadline: float) -> tuple[_Link, Client]:
-        """The present connection, else the next one. Raises NotExecutedError if making it fails."""
+        """The present connection, else the next one. Raises NotConnectedError if making it fails."""
         link = self._link
         if link is None or link.client is None or link.ending.is_set():
             self._wanted.set()
@@ -182,10 +200,10 @@ class Connection:
                 async with asyncio.timeout_at(deadline):
                     reason = await asyncio.shield(self._attempt)
             except TimeoutError:
-                raise NotExecutedError("it has not answered yet") from None
+                raise NotConnectedError("it has not answered yet") from None
             link = self._link
             if link is None or link.client is None:
-                raise NotExecutedError(reason or "the connection ended")
+                raise NotConnectedError(reason or "the connection ended")
         return link, link.client
 
     async def _keep(self) -> None:
@@ -204,11 +222,10 @@ class Connection:
     async def _try(self) -> None:
         """One attempt and, if it succeeds, the life of the connection."""
         self._link = link = _Link()
-        reason = "it did not end in time"
+        reason = "the connection ended"
         with link.scope:
             try:
                 await self._live(link)
-                reason = "the connection ended"
             except Exception as error:
                 reason = self._reason(link, error)
         self._link = None
@@ -227,7 +244,7 @@ class Connection:
 
     async def _live(self, link: _Link) -> None:
         server = self._server
-        transport = program(server, link.end) if server.command else endpoint(server, link.end, link.told)
+        transport = program(server, link.lose) if server.command else endpoint(server, link.lose, link.told)
         async with Client(
             transport,
             read_timeout_seconds=server.connect_timeout,
@@ -308,7 +325,7 @@ class Connection:
 
     def _reason(self, link: _Link, error: BaseException) -> str:
         error = next(_leaves(error))
-        if self._server.command and link.ending.is_set():
+        if self._server.command and link.lost:
             return "the program ended"
         said = error.message if isinstance(error, MCPError) else f"{type(error).__name__}: {error}"
         return self._server.hide(link.trouble or said)[:_MAX_REASON]

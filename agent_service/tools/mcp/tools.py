@@ -100,7 +100,7 @@ class _Server:
         return ToolSchema(
             name,
             f"A tool of the MCP server '{self._server.name}', which could not be reached when this run began: what "
-            " the tool does and which arguments it takes is not known, and calling it may fail.",
+            "the tool does and which arguments it takes is not known, and calling it may fail.",
             '{"type":"object"}',
             Executor.SERVER,
         )
@@ -112,18 +112,21 @@ class _Server:
         except TimeoutError:
             return timed_out(self._server.timeout)
         except NotExecutedError as error:
-            return failed(f"not executed, the MCP server '{self._server.name}' is not connected: {error}")
+            problem = f"not executed, the MCP server '{self._server.name}' is not connected: {error}"
         except BrokeOffError as error:
-            return failed(
-                f"the connection to the MCP server '{self._server.name}' broke ({short(str(error))}); the outcome of "
-                "the call is unknown, it may have been executed"
+            problem = (
+                f"the connection to the MCP server '{self._server.name}' broke ({error}); the outcome of the call is "
+                "unknown, it may have been executed"
             )
         except MCPError as error:
-            return failed(short(self._server.hide(error.message)))
+            problem = error.message
         except (RuntimeError, ValidationError) as error:
-            return failed(f"executed, but its result is not as it should be: {short(self._server.hide(str(error)))}")
+            problem = f"executed, but its result is not as it should be: {error}"
         except Exception as error:
             return raised(name, error, context)
+        problem = short(self._server.hide(problem))
+        log.warning("tool.failed", tool=name, tool_call_id=context.tool_call_id, problem=problem)
+        return failed(problem)
 
     async def _call(self, name: str, arguments: dict[str, Any]) -> ToolOutput:
         listed = (self.listed or {}).get(name)
