@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent_service.engine.tools import ToolOutput
+from agent_service.tools.mcp import connection
 from agent_service.tools.mcp.server import McpServer
 from tests.mcp_desk import CONTEXT, Journal, call, connected, eventually, program, running
 
@@ -185,11 +186,12 @@ async def test_only_allowed_tools_are_there() -> None:
     assert line["tools"] == ["nothing"]
 
 
-async def test_a_server_that_comes_later(journal: Journal) -> None:
+async def test_a_server_that_comes_later(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until it has listed its tools each name is taken for one of them, described as unknown; then they are known.
 
-    A run that began before can call what is there after all.
+    A run that began before can call what is there after all: a call does not wait for the next attempt to connect.
     """
+    monkeypatch.setattr(connection, "_PAUSES", (600.0, 600.0))
     async with running(journal) as endpoint:
         await endpoint.kill()
         async with connected(endpoint.server(allow=("add",))) as tools:
