@@ -77,7 +77,8 @@ class Settings(BaseSettings):
     model_silence_seconds: float = Field(300.0, gt=0, description="Longest silence of the model endpoint.")
     instructions: str = Field(DEFAULT_INSTRUCTIONS, description="System prompt of the default agents.")
     agents_file: Path | None = Field(
-        None, description="TOML file of agents, besides or in place of the built-in 'default' and 'responder'."
+        None,
+        description="TOML file of MCP servers, and of agents besides or in place of 'default' and 'responder'.",
     )
     tools: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Server tools: module paths 'package.module' or 'package.module:function', comma-separated."

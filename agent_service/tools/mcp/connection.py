@@ -69,7 +69,7 @@ _sending: ContextVar[_Sending | None] = ContextVar("_sending", default=None)
 class _Link:
     """One connection, from the attempt to make it to its end.
 
-    `calls` are under way. `trouble` is how HTTP fails; `lost` means that the other side ended it.
+    `calls` are under way. `trouble` is how HTTP fails; `why` tells how the other side ended it.
     """
 
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
@@ -79,16 +79,13 @@ class _Link:
     client: Client | None = None
     calls: int = 0
     trouble: str = ""
-    lost: bool = False
+    why: str = ""
 
-    def end(self) -> None:
+    def end(self, why: str = "") -> None:
         """Makes the task that keeps it leave it."""
-        self.ending.set()
-
-    def lose(self) -> None:
-        """Notes that nothing can come any more."""
-        self.lost = not self.ending.is_set()
-        self.end()
+        if not self.ending.is_set():
+            self.why = why
+            self.ending.set()
 
     @contextmanager
     def calling(self) -> Iterator[_Sending]:
@@ -111,7 +108,7 @@ class _Link:
         """See Told."""
         self.trouble = answer.trouble
         if answer.session_gone:
-            self.end()
+            self.end("the server does not know the session any more")
         if sending := _sending.get():
             sending.answer = answer
 
@@ -222,7 +219,7 @@ class Connection:
     async def _try(self) -> None:
         """One attempt and, if it succeeds, the life of the connection."""
         self._link = link = _Link()
-        reason = "the connection ended"
+        reason = ""
         with link.scope:
             try:
                 await self._live(link)
@@ -231,6 +228,7 @@ class Connection:
         self._link = None
         if self._closing:
             return
+        reason = link.why or reason
         if link.client is None:
             self._tell(reason)
         log.warning(
@@ -244,7 +242,10 @@ class Connection:
 
     async def _live(self, link: _Link) -> None:
         server = self._server
-        transport = program(server, link.lose) if server.command else endpoint(server, link.lose, link.told)
+        if server.command:
+            transport = program(server, lambda: link.end("the program ended"))
+        else:
+            transport = endpoint(server, lambda: link.end("the connection ended"), link.told)
         async with Client(
             transport,
             read_timeout_seconds=server.connect_timeout,
@@ -325,8 +326,6 @@ class Connection:
 
     def _reason(self, link: _Link, error: BaseException) -> str:
         error = next(_leaves(error))
-        if self._server.command and link.lost:
-            return "the program ended"
         said = error.message if isinstance(error, MCPError) else f"{type(error).__name__}: {error}"
         return self._server.hide(link.trouble or said)[:_MAX_REASON]
 
