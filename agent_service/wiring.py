@@ -160,7 +160,7 @@ async def _server_tools(settings: Settings) -> AsyncIterator[_Tools]:
         yield _Tools(python, python.names)
         return
     try:
-        # Half a second and some 25 MB, which only those pay who have MCP servers.
+        # Here, as it takes half a second, which only those pay who have MCP servers.
         from agent_service.tools.mcp.tools import McpTools
     except ModuleNotFoundError as error:
         raise ToolLoadError(
