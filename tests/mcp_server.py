@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mcp import MCPError
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import NotificationOptions, Server
 from mcp.server.stdio import stdio_server
+from mcp.server.streamable_http import EventStore
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ToolsListChanged
 from mcp.shared.message import SessionMessage
 from mcp_types import (
@@ -33,6 +35,7 @@ from mcp_types import (
     ErrorData,
     ImageContent,
     JSONRPCError,
+    JSONRPCMessage,
     JSONRPCRequest,
     ListToolsResult,
     PaginatedRequestParams,
@@ -232,12 +235,27 @@ async def _over_stdio(server: Server[Any], old: bool) -> None:
         await server.run(read, write, options)
 
 
+class _Events(EventStore):
+    """Gives events their numbers, so that clients ask for more of a stream that broke; there never is more."""
+
+    def __init__(self) -> None:
+        self._numbers = count(1)
+
+    async def store_event(self, stream_id: str, message: JSONRPCMessage | None) -> str:
+        return str(next(self._numbers))
+
+    async def replay_events_after(self, last_event_id: str, send_callback: Any) -> None:
+        return None
+
+
 async def _over_http(server: Server[Any], port: int) -> None:
     """Says its port on standard output."""
     listener = socket.create_server(("127.0.0.1", port))
     sys.stdout.write(f"{listener.getsockname()[1]}\n")
     sys.stdout.flush()
-    config = uvicorn.Config(server.streamable_http_app(), log_level="warning", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        server.streamable_http_app(event_store=_Events()), log_level="warning", timeout_graceful_shutdown=1
+    )
     await uvicorn.Server(config).serve(sockets=[listener])
 
 

@@ -163,6 +163,19 @@ async def test_an_endpoint_may_be_killed_and_started_again_between_calls(
     assert journal.lines.count('add {"a": 1, "b": 2}') == 3
 
 
+@pytest.mark.parametrize("flags", [(), ("--old",)], ids=["newer protocol", "older protocol"])
+async def test_a_call_that_was_sent_is_not_made_again(journal: Journal, flags: tuple[str, ...]) -> None:
+    """Although the endpoint, killed during the call and started again, says that it knows nothing of it."""
+    async with running(journal, *flags) as endpoint, connected(endpoint.server()) as tools:
+        hanging = asyncio.create_task(call(tools, "hang"))
+        await journal.wrote("hang {}")
+        await endpoint.kill()
+        await endpoint.start()
+        assert "the outcome of the call is unknown" in (await hanging).text
+        assert await call(tools, "add", a=1, b=2) == ToolOutput('{"sum": 3}')
+    assert journal.lines.count("hang {}") == 1
+
+
 @pytest.mark.parametrize(("trusted", "calls"), [(False, 1), (True, 2)])
 async def test_annotations_count_only_if_they_are_trusted(journal: Journal, trusted: bool, calls: int) -> None:
     """Then a tool that says so is idempotent, and a call that broke off is made once more."""

@@ -107,16 +107,18 @@ class _HttpClient(httpx2.AsyncClient):
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """See httpx2.AsyncClient."""
+        # A GET for the rest of a stream that broke says nothing of what was done for the POST before.
+        first = request.method == "POST"
         try:
             response = await super().send(request, **options)
         except httpx2.TransportError as error:
             never_sent = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
-            self._told(Answer(f"{type(error).__name__}: {error}", broke=True, nothing_done=never_sent))
+            self._told(Answer(f"{type(error).__name__}: {error}", broke=True, nothing_done=first and never_sent))
             return httpx2.Response(503, request=request)
         status = response.status_code
         gone = status == 404 and MCP_SESSION_ID in request.headers
         trouble = f"HTTP status {status}" if response.is_error else ""
-        self._told(Answer(trouble, broke=status in _OF_GATEWAYS, nothing_done=gone, session_gone=gone))
+        self._told(Answer(trouble, broke=status in _OF_GATEWAYS, nothing_done=first and gone, session_gone=gone))
         return response
 
 
