@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -64,8 +65,8 @@ class Endpoint:
     """The server as an endpoint. Killed and started again, it has the same port."""
 
     journal: Journal
-    flags: tuple[str, ...] = ()
-    port: int = 0
+    flags: tuple[str, ...]
+    port: int
     _process: asyncio.subprocess.Process | None = field(default=None, repr=False)
 
     @property
@@ -86,7 +87,7 @@ class Endpoint:
             stdout=asyncio.subprocess.PIPE,
         )
         assert self._process.stdout is not None
-        self.port = int(await asyncio.wait_for(self._process.stdout.readline(), _SECONDS))
+        assert await asyncio.wait_for(self._process.stdout.readline(), _SECONDS)
 
     async def kill(self) -> None:
         """It dies at once."""
@@ -98,12 +99,16 @@ class Endpoint:
 @asynccontextmanager
 async def running(journal: Journal, *flags: str) -> AsyncIterator[Endpoint]:
     """An endpoint that runs."""
-    endpoint = Endpoint(journal, flags)
-    try:
-        await endpoint.start()
-        yield endpoint
-    finally:
-        await endpoint.kill()
+    # A socket that is bound but does not listen keeps the port for it while it is killed.
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        endpoint = Endpoint(journal, flags, held.getsockname()[1])
+        try:
+            await endpoint.start()
+            yield endpoint
+        finally:
+            await endpoint.kill()
 
 
 @asynccontextmanager

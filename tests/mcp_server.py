@@ -249,9 +249,9 @@ class _Events(EventStore):
 
 
 async def _over_http(server: Server[Any], port: int) -> None:
-    """Says its port on standard output."""
+    """Says on standard output that it listens."""
     listener = socket.create_server(("127.0.0.1", port))
-    sys.stdout.write(f"{listener.getsockname()[1]}\n")
+    sys.stdout.write("listening\n")
     sys.stdout.flush()
     config = uvicorn.Config(
         server.streamable_http_app(event_store=_Events()), log_level="warning", timeout_graceful_shutdown=1
