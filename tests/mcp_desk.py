@@ -112,9 +112,9 @@ async def running(journal: Journal, *flags: str) -> AsyncIterator[Endpoint]:
 
 
 @asynccontextmanager
-async def connected(*servers: McpServer, **limits: int) -> AsyncIterator[McpTools]:
-    """The tools of these servers."""
-    tools = McpTools(servers, Limits(**limits))
+async def connected(server: McpServer, limits: Limits | None = None) -> AsyncIterator[McpTools]:
+    """The tools of the server."""
+    tools = McpTools([server], limits or Limits())
     async with tools.connected():
         yield tools
 

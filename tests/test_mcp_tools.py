@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from agent_service.engine.limits import Limits
 from agent_service.engine.tools import ToolOutput
 from agent_service.tools.mcp import connection
 from agent_service.tools.mcp.server import McpServer
@@ -69,7 +70,7 @@ async def test_errors_are_error_returns(desk: McpServer) -> None:
 
 async def test_a_long_return_is_cut(desk: McpServer) -> None:
     """And marked; also one of megabytes, over HTTP as well."""
-    async with connected(desk, max_server_tool_result_bytes=100) as tools:
+    async with connected(desk, Limits(max_server_tool_result_bytes=100)) as tools:
         output = await call(tools, "big", size=3_000_000)
         assert output.truncated
         assert not output.failed
