@@ -124,6 +124,24 @@ async def test_the_service_starts_without_its_mcp_server(store: str, journal: Jo
         assert upstream.requests[-1].body["tools"][0]["function"]["description"] == "Adds two numbers."
 
 
+async def test_a_rule_makes_a_tool_of_an_mcp_server_wait_for_approval(
+    store: str, journal: Journal, configure: Configure
+) -> None:
+    """It is called once somebody has approved."""
+    path = configure(by_program(journal), "desk_add")
+    rule = 'tool_rules = [{ requires_approval = { tool_name = "desk_add" } }]\n'
+    path.write_text(path.read_text().replace("[agents.default]\n", f"[agents.default]\n{rule}"))
+    script = [calls(("desk_add", {"a": 1, "b": 2})), says("Three.")]
+    async with scripted(script, store, agents_file=path) as (client, _):
+        run = (await client.ask("Add.")).run
+        (waiting,) = run.pending_tool_calls
+        assert waiting.kind == tools_pb2.PENDING_KIND_APPROVAL
+        assert journal.lines.count('add {"a": 1, "b": 2}') == 0
+        approval = tools_pb2.ApprovalDecision(tool_call_id=waiting.tool_call_id, approve=tools_pb2.Approve())
+        done = await client.answer(run.run_id, approvals=[approval])
+        assert done.messages[1].tool_return.text == '{"sum": 3}'
+
+
 async def test_agents_made_by_calls_may_name_tools_of_mcp_servers(
     store: str, journal: Journal, configure: Configure
 ) -> None:
