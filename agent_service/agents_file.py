@@ -6,14 +6,17 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from agent_service.domain.rules import NextTool, RuleKind, ToolRule, problems
 from agent_service.domain.run import MESSAGE_ARGUMENT, MESSAGE_TOOL, AgentDefinition, AgentKind
 from agent_service.engine.limits import Limits
 from agent_service.settings import SettingsError
+from agent_service.tools.mcp.server import server_of
+
+M = TypeVar("M", bound=BaseModel)
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
@@ -88,7 +91,21 @@ class _Agent(_Table):
 
 
 class _File(_Table):
-    agents: dict[str, _Agent]
+    agents: dict[str, _Agent] = Field(default_factory=dict)
+    mcp_servers: dict[str, Any] = Field(default_factory=dict)
+
+
+def read_toml(path: Path, model: type[M]) -> M:
+    """The file as the model has it. Raises SettingsError with what to change."""
+    try:
+        with path.open("rb") as file:
+            return model.model_validate(tomllib.load(file))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"agents_file: cannot read {path}: {error}") from error
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise SettingsError(f"agents_file: {path}: {where}: {problem['msg']}") from None
 
 
 def read_agents(path: Path, server_tools: tuple[str, ...]) -> tuple[tuple[AgentDefinition, ...], str]:
@@ -96,17 +113,10 @@ def read_agents(path: Path, server_tools: tuple[str, ...]) -> tuple[tuple[AgentD
 
     Raises SettingsError with what to change.
     """
-    try:
-        with path.open("rb") as file:
-            found = _File.model_validate(tomllib.load(file)).agents
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(f"agents_file: cannot read {path}: {error}") from error
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise SettingsError(f"agents_file: {path}: {where}: {problem['msg']}") from None
+    file = read_toml(path, _File)
+    found = file.agents
     for agent_id, agent in found.items():
-        _check(path, agent_id, agent, server_tools)
+        _check(path, agent_id, agent, server_tools, tuple(file.mcp_servers))
     rules = {agent_id: _rules(f"agents_file: {path}: agents.{agent_id}.tool_rules", a) for agent_id, a in found.items()}
     marked = [agent_id for agent_id, agent in found.items() if agent.default]
     if len(marked) > 1:
@@ -118,20 +128,25 @@ def read_agents(path: Path, server_tools: tuple[str, ...]) -> tuple[tuple[AgentD
     return agents, "".join(marked)
 
 
-def _check(path: Path, agent_id: str, agent: _Agent, server_tools: tuple[str, ...]) -> None:
+def _check(path: Path, agent_id: str, agent: _Agent, server_tools: tuple[str, ...], mcp: tuple[str, ...]) -> None:
     where = f"agents_file: {path}: agents.{agent_id}"
     if not _ID.fullmatch(agent_id):
         raise SettingsError(f"{where}: the name is not 1 to 64 of A-Z a-z 0-9 . _ : -")
     for field in ("server_tools", "tool_rules"):
         if agent.kind is AgentKind.RESPONDER and getattr(agent, field):
             raise SettingsError(f"{where}.{field}: a responder has no tools")
-    unknown = [name for name in agent.server_tools if name not in server_tools]
+    # An MCP server lists what it likes, when it likes: a name that it does not have now is no reason not to start.
+    unknown = [name for name in agent.server_tools if name not in server_tools and not _of_one(name, mcp)]
     if unknown:
-        known = ", ".join(server_tools) or "none"
+        known = ", ".join((*server_tools, *(f"{server}_..." for server in mcp))) or "none"
         raise SettingsError(f"{where}.server_tools: no server tool '{unknown[0]}'; known: {known}")
     doubled = next((name for name in agent.server_tools if agent.server_tools.count(name) > 1), None)
     if doubled:
         raise SettingsError(f"{where}.server_tools: '{doubled}' is named twice")
+
+
+def _of_one(tool: str, mcp_servers: tuple[str, ...]) -> bool:
+    return "_" in tool and server_of(tool) in mcp_servers
 
 
 def _rules(where: str, agent: _Agent) -> tuple[ToolRule, ...]:

@@ -114,7 +114,7 @@ def _add_serve_flags(serve: argparse.ArgumentParser) -> None:
         "--store", help="path of the SQLite file, URL of PostgreSQL, or 'memory' (agent-service.sqlite3)"
     )
     serve.add_argument("--model", help="model name (the only one the endpoint lists)")
-    serve.add_argument("--agents-file", help="TOML file of agents")
+    serve.add_argument("--agents-file", help="TOML file of agents and MCP servers")
     serve.add_argument("--tools", help="server tools: module paths, comma-separated")
     serve.add_argument("--log-level", help="debug, info, warning or error (info)")
     serve.add_argument("--log-format", help="console, json or auto (auto)")

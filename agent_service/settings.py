@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +19,7 @@ from agent_service.stores.urls import is_postgres, without_password
 
 DEFAULT_INSTRUCTIONS = "You are a helpful assistant."
 MEMORY = "memory"
+_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 class LogFormat(StrEnum):
@@ -74,7 +77,8 @@ class Settings(BaseSettings):
     model_silence_seconds: float = Field(300.0, gt=0, description="Longest silence of the model endpoint.")
     instructions: str = Field(DEFAULT_INSTRUCTIONS, description="System prompt of the default agents.")
     agents_file: Path | None = Field(
-        None, description="TOML file of agents, besides or in place of the built-in 'default' and 'responder'."
+        None,
+        description="TOML file of MCP servers, and of agents besides or in place of 'default' and 'responder'.",
     )
     tools: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Server tools: module paths 'package.module' or 'package.module:function', comma-separated."
@@ -157,6 +161,12 @@ def load_settings(**flags: object) -> Settings:
             f"workers: {settings.workers} processes cannot share a store in memory; name a SQLite file or PostgreSQL"
         )
     return settings
+
+
+def fill_in(text: str) -> tuple[str, tuple[str, ...]]:
+    """The text with the environment's value for each `${NAME}`, and those values. Raises KeyError with a name."""
+    values = tuple(os.environ[name] for name in _REFERENCE.findall(text))
+    return _REFERENCE.sub(lambda reference: os.environ[reference[1]], text), values
 
 
 def _line(problem: object) -> str:

@@ -27,8 +27,10 @@ from agent_service.engine.registry import Registry
 from agent_service.engine.runs import Runs
 from agent_service.engine.store import Publish, RunStore
 from agent_service.engine.supervisor import Supervisor
+from agent_service.engine.tools import ServerTools
 from agent_service.engine.upkeep import Upkeep
 from agent_service.local_model import run_local_model
+from agent_service.mcp_file import read_mcp_servers
 from agent_service.models.endpoint import Timeouts
 from agent_service.models.openai_chat import OpenAIChatModel
 from agent_service.settings import Settings
@@ -36,7 +38,7 @@ from agent_service.stores.memory import MemoryStore
 from agent_service.stores.memory_registry import MemoryRegistry
 from agent_service.stores.sqlite import SqliteStore
 from agent_service.stores.sqlite_registry import SqliteRegistry
-from agent_service.tools import load_tools
+from agent_service.tools import JoinedTools, ToolLoadError, load_tools
 from agent_service.transport.server import Server
 
 log = structlog.get_logger()
@@ -140,13 +142,47 @@ async def _open_store(settings: Settings, publish: Publish) -> tuple[RunStore, R
     return sqlite, SqliteRegistry(sqlite, time.time_ns)
 
 
-def _configured_agents(settings: Settings, server_tools: tuple[str, ...]) -> tuple[AgentDefinition, ...]:
+@dataclass(frozen=True, slots=True)
+class _Tools:
+    """All server tools, and the names of those that agents have without naming them."""
+
+    all: ServerTools
+    by_default: tuple[str, ...]
+
+
+@asynccontextmanager
+async def _server_tools(settings: Settings) -> AsyncIterator[_Tools]:
+    """Python functions and, if there are any, the tools of MCP servers, connected for as long as this lasts."""
+    limits, timeout = settings.limits, settings.tool_timeout_seconds
+    python = load_tools(settings.tools, max_result_bytes=limits.max_server_tool_result_bytes, default_timeout=timeout)
+    servers = read_mcp_servers(settings.agents_file, python.names, timeout) if settings.agents_file else ()
+    if not servers:
+        yield _Tools(python, python.names)
+        return
+    try:
+        # Here, as it takes half a second, which only those pay who have MCP servers.
+        from agent_service.tools.mcp.tools import McpTools
+    except ModuleNotFoundError as error:
+        raise ToolLoadError(
+            f"mcp_servers.{servers[0].name}",
+            f"the package '{error.name}' is not installed; install agent-service[mcp]",
+        ) from error
+    mcp = McpTools(servers, limits)
+    async with mcp.connected():
+        yield _Tools(JoinedTools(python, mcp), python.names)
+
+
+def _configured_agents(settings: Settings, tools: _Tools) -> tuple[AgentDefinition, ...]:
     """The default one, then those of the file and the built-in ones whose ids are free."""
     built_in = (
-        AgentDefinition("default", AgentKind.LLM, settings.instructions, server_tools=server_tools),
+        AgentDefinition("default", AgentKind.LLM, settings.instructions, server_tools=tools.by_default),
         AgentDefinition("responder", AgentKind.RESPONDER, settings.instructions),
     )
-    named, marked = read_agents(settings.agents_file, server_tools) if settings.agents_file else ((), "")
+    named, marked = read_agents(settings.agents_file, tools.by_default) if settings.agents_file else ((), "")
+    for agent in named:
+        unknown = [name for name in agent.server_tools if tools.all.schema(name) is None]
+        if unknown:
+            log.warning("agent.unknown_tools", agent_id=agent.agent_id, tools=unknown)
     taken = {definition.agent_id for definition in named}
     agents = (*named, *(definition for definition in built_in if definition.agent_id not in taken))
     return tuple(sorted(agents, key=lambda definition: definition.agent_id != (marked or "default")))
@@ -158,12 +194,13 @@ async def service(settings: Settings, endpoint: Endpoint) -> AsyncIterator[Serve
 
     Raises SettingsError, SchemaError, ToolLoadError or BindError.
     """
+    async with _server_tools(settings) as tools, _service(settings, endpoint, tools) as server:
+        yield server
+
+
+@asynccontextmanager
+async def _service(settings: Settings, endpoint: Endpoint, tools: _Tools) -> AsyncIterator[Server]:
     limits = settings.limits
-    tools = load_tools(
-        settings.tools,
-        max_result_bytes=limits.max_server_tool_result_bytes,
-        default_timeout=settings.tool_timeout_seconds,
-    )
     hub = Hub(limits.watcher_queue_events)
     observers: list[Callable[[str, tuple[Event, ...]], None]] = []
 
@@ -172,12 +209,12 @@ async def service(settings: Settings, endpoint: Endpoint) -> AsyncIterator[Serve
             observe(tenant, events)
         hub.publish(tenant, run_id, events)
 
-    configured = _configured_agents(settings, tools.names)
+    configured = _configured_agents(settings, tools)
     store, registry = await _open_store(settings, publish)
     try:
         contexts = Contexts(store, limits.context_cache_bytes)
         observers.append(contexts.observe)
-        parts = Parts(store, hub, contexts, {endpoint.client.name: endpoint.client}, tools, limits, new_id)
+        parts = Parts(store, hub, contexts, {endpoint.client.name: endpoint.client}, tools.all, limits, new_id)
         owner = Owner(new_id("process"), int(settings.lease_seconds * 1e9))
         runs = Runs(parts, Supervisor(_crashed), owner=owner, heartbeat=settings.heartbeat_seconds)
         agents = Agents(configured, registry, runs, provider=endpoint.client.name, default_model=endpoint.name)

@@ -77,10 +77,9 @@ def test_a_file_is_read(path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "agents: Field required"),
         ("[agents", "cannot read"),
         ("agents = 3", "agents: Input should be a valid dictionary"),
-        ("[agent.x]", "Field required"),
+        ("[agent.x]", "agent: Extra inputs are not permitted"),
         ("[agents]\n[other]", "other: Extra inputs are not permitted"),
         ("[agents.x]\ninstruction = 'typo'", "agents.x.instruction: Extra inputs are not permitted"),
         ("[agents.x]\nkind = 'robot'", "agents.x.kind: Input should be 'llm' or 'responder'"),

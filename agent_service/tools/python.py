@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
 
-import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
@@ -25,12 +24,11 @@ from pydantic_core import CoreSchema, PydanticSerializationError, to_json
 from agent_service.domain.tool import Executor, ToolSchema
 from agent_service.engine.schemas import JsonError, parse_json
 from agent_service.engine.tools import ToolContext, ToolOutput
+from agent_service.tools.output import bounded, failed, raised, timed_out
 
-log = structlog.get_logger()
 F = TypeVar("F", bound=Callable[..., Any])
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_MAX_ERROR = 1000
 _MAX_PROBLEMS = 5
 _OPTIONS = "__server_tool__"
 # An entry of a dedented Google style section: its name, a type in parentheses, and text up to the next entry.
@@ -127,13 +125,13 @@ class PythonTools:
         """See ServerTools. A text is returned as it is, None as no text, anything else as JSON."""
         tool = self._tools.get(name)
         if tool is None:
-            return _failed(f"there is no tool {name[:64]!r} any more")
+            return failed(f"there is no tool {name[:64]!r} any more")
         try:
             values = _values(tool, arguments_json, context)
         except _ArgumentsError as error:
-            return _failed(f"not executed, {error}")
+            return failed(f"not executed, {error}")
         except Exception as error:  # of a validator of the tool
-            return _raised(name, error, context)
+            return raised(name, error, context)
         return await self._execute(tool, values, context)
 
     async def _execute(self, tool: _Tool, values: dict[str, Any], context: ToolContext) -> ToolOutput:
@@ -141,17 +139,17 @@ class PythonTools:
         try:
             async with limit:
                 result = await _invoke(tool.function, values)
-            return _bounded(_text(result), self._max_result_bytes)
+            return bounded(_text(result), self._max_result_bytes)
         except PydanticSerializationError as error:
-            return _failed(f"executed, but its result cannot be written as JSON: {error}")
+            return failed(f"executed, but its result cannot be written as JSON: {error}")
         except asyncio.CancelledError as error:
             if _is_cancelled():
                 raise
-            return _raised(tool.schema.name, error, context)
+            return raised(tool.schema.name, error, context)
         except (Exception, SystemExit) as error:
             if isinstance(error, TimeoutError) and limit.expired():
-                return _failed(f"timed out after {tool.timeout:g} s; its outcome is unknown, it may have been executed")
-            return _raised(tool.schema.name, error, context)
+                return timed_out(tool.timeout)
+            return raised(tool.schema.name, error, context)
 
 
 class _ArgumentsError(Exception):
@@ -227,30 +225,6 @@ def _text(result: Any) -> str:
         return ""
     # str.__str__: the text of an enum that is a str, not the name of its member.
     return str.__str__(result) if isinstance(result, str) else to_json(result, inf_nan_mode="strings").decode()
-
-
-def _bounded(text: str, most: int) -> ToolOutput:
-    """The text, cut between two code points and marked if it is too long."""
-    data = text.encode(errors="replace")  # a lone surrogate has no UTF-8
-    if len(data) <= most:
-        return ToolOutput(data.decode())
-    room = most - len(_cut_mark(len(data)))
-    kept = data[: max(room, 0)].decode(errors="ignore")
-    return ToolOutput((kept + _cut_mark(len(data) - len(kept.encode())))[:most], truncated=True)
-
-
-def _cut_mark(cut: int) -> str:
-    return f"\n[{cut} bytes were cut here]"
-
-
-def _raised(name: str, error: BaseException, context: ToolContext) -> ToolOutput:
-    log.warning("tool.failed", tool=name, tool_call_id=context.tool_call_id, exc_info=error)
-    message = str(error)[:_MAX_ERROR]
-    return _failed(f"{type(error).__name__}: {message}" if message else type(error).__name__)
-
-
-def _failed(problem: str) -> ToolOutput:
-    return ToolOutput(f"Error: {problem}".encode(errors="replace").decode(), failed=True)
 
 
 def _functions(path: str) -> list[Callable[..., Any]]:

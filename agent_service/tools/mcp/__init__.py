@@ -1,0 +1,1 @@
+"""Server tools of MCP servers. Only `server.py` can be imported without the package `mcp`."""
