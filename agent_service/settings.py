@@ -94,6 +94,13 @@ class Settings(BaseSettings):
     stall_seconds: float = Field(
         60.0, gt=0, description="How long the client of a stream may read nothing before the stream is cut."
     )
+    max_connection_age_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=604_800,
+        description="Age (give or take a tenth) at which clients are asked to connect anew, so that they spread over "
+        "servers that were added; open streams go on to their end. 0 means never.",
+    )
     grace_seconds: float = Field(10.0, ge=0, description="Time for running runs when the server is told to stop.")
     reflection: bool = Field(True, description="Serve gRPC reflection.")
     log_level: str = Field("info", pattern="(?i)^(debug|info|warning|error)$", description="Least level to log.")

@@ -230,6 +230,7 @@ async def _service(settings: Settings, endpoint: Endpoint, tools: _Tools) -> Asy
             reflect=settings.reflection,
             share_port=settings.worker,
             stall_seconds=settings.stall_seconds,
+            max_connection_age_seconds=settings.max_connection_age_seconds,
         )
         observers.extend((runs.observe, inbox.observe))
         async with Upkeep(runs, int(settings.event_retention_seconds * 1e9)).going_on():

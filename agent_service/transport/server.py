@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -57,7 +58,8 @@ class BindError(Exception):
 
 class Server:
     """A server that is not started yet. `port` is the real one, also when port 0 was asked for. With `share_port` other
-    processes may listen on it, too."""
+    processes may listen on it, too. A connection older than `max_connection_age_seconds` takes no new calls; 0 means
+    that none is too old."""
 
     def __init__(
         self,
@@ -72,9 +74,11 @@ class Server:
         reflect: bool = True,
         share_port: bool = False,
         stall_seconds: float = 60.0,
+        max_connection_age_seconds: float = 0.0,
     ) -> None:
         self._server = grpc.aio.server(
-            interceptors=[Guard(limits.max_request_bytes, stall_seconds)], options=_options(limits, share_port)
+            interceptors=[Guard(limits.max_request_bytes, stall_seconds)],
+            options=[*_options(limits, share_port), *_connection_age(max_connection_age_seconds)],
         )
         self._health = health.aio.HealthServicer()
         self._add_services(agents, registry, runs, inbox, limits, caller)
@@ -144,3 +148,8 @@ def _options(limits: Limits, share_port: bool) -> list[tuple[str, Any]]:
         ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
         ("grpc.http2.max_ping_strikes", 0),
     ]
+
+
+def _connection_age(seconds: float) -> list[tuple[str, Any]]:
+    """None for 0. Without a grace of its own, which is not set here, gRPC waits for open streams without end."""
+    return [("grpc.max_connection_age_ms", math.ceil(seconds * 1000))] if seconds else []
