@@ -38,12 +38,12 @@ async def check(block: Block, *targets: str) -> None:
     here = commands
     for number, target in enumerate(targets):
         here = here.replace(f"localhost:{50051 + number}", target)
-    output = await _run(here)
+    output = await run(here)
     missing = _missing(text, output)
     assert not missing, f"{commands}shows no line {missing!r}, but\n{output}"
 
 
-async def _run(commands: str) -> str:
+async def run(commands: str) -> str:
     """What the commands print. They fail exactly if that ends with an error."""
     process = await asyncio.create_subprocess_exec(
         *("bash", "-euo", "pipefail", "-c", commands),
