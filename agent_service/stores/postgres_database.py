@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
@@ -186,7 +187,8 @@ class Database:
         finally:
             if connection is not None:
                 if not usable:
-                    connection.terminate()
+                    with suppress(asyncpg.InterfaceError):  # It may have ended by itself.
+                        connection.terminate()
                 await self._pool.release(connection, timeout=self.seconds)  # type: ignore[arg-type]  # it is of the pool
         return result
 
