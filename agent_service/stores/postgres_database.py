@@ -43,6 +43,8 @@ ATTEMPTS = 5
 """How often work is done that others got in the way of."""
 _PAUSES = (0.05, 1.0)
 """Seconds before a lost connection is made anew: the first time, and at most."""
+_TOO_LATE = 0.1
+"""The share of its time without which work does not begin: a connection might be made, but not used any more."""
 
 
 class _LostError(Exception):
@@ -71,6 +73,7 @@ class Database:
         self._pool = asyncpg.create_pool(
             connect=connect, connection_class=DatedConnection, min_size=0, max_size=size, reset=_as_it_is
         )
+        self._free = asyncio.Semaphore(size)
         self._trusted_since = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -160,7 +163,9 @@ class Database:
         connection: Connection | None = None
         usable = committing = False
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(deadline), self._free:
+                if deadline - asyncio.get_running_loop().time() < self.seconds * _TOO_LATE:
+                    raise TimeoutError
                 connection = await self._acquire()
                 if begin:
                     await connection.execute(begin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -59,6 +60,7 @@ class Hosts:
     def __init__(self, url: str, seconds: float) -> None:
         self._urls = list(one_by_one(url))
         self._seconds = seconds
+        self._attempts: set[asyncio.Task[DatedConnection]] = set()
         milliseconds = str(max(int(seconds * 1000), 1))
         self._settings = {
             "application_name": "agent-service",
@@ -80,7 +82,21 @@ class Hosts:
         }
 
     async def connect(self) -> DatedConnection:
-        """A connection to the first host that can be written to, those first that could last time."""
+        """A connection to the first host that can be written to, those first that could last time.
+
+        An attempt whose caller gives up goes on until its own time is over: cancelled in its first moments, it would
+        leave an error behind that nobody asks for, and that would be logged as such.
+        """
+        attempt = asyncio.create_task(self._connect())
+        self._attempts.add(attempt)
+        attempt.add_done_callback(self._attempts.discard)
+        try:
+            return await asyncio.shield(attempt)
+        except asyncio.CancelledError:
+            attempt.add_done_callback(_dismiss)
+            raise
+
+    async def _connect(self) -> DatedConnection:
         failed: list[Exception] = []
         for url in tuple(self._urls):
             try:
@@ -102,6 +118,11 @@ class Hosts:
                 self._urls.insert(0, url)
                 return connection
         raise failed[0]
+
+
+def _dismiss(attempt: asyncio.Task[DatedConnection]) -> None:
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().terminate()
 
 
 def settled(error: BaseException) -> BaseException:
