@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,17 +12,17 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
-from tests.persistent import COMPLETED, PAUSED, Callers, Watcher, is_unavailable, script, until
+from tests.persistent import COMPLETED, Callers, Watcher, is_unavailable, script, until
 from tests.postgres import Postgres, Stop, postgres
 from tests.scripted_openai import Gate, ScriptedOpenAI
 from tests.service import SECRET, Client, durable, refusal, returned, scripted, serving, step, submit
-from tests.stored import edit, emptied, locked, rows
+from tests.stored import emptied, locked, rows
 
 pytestmark = pytest.mark.anyio
 
 BUSY = 0.5
 """How long a call waits for the database in most of these tests, in seconds."""
-PROMPT = BUSY + 1.0
+PROMPT = BUSY + 2.5
 """The longest that a refusal may take, on a machine that has other things to do."""
 
 
@@ -132,7 +132,7 @@ async def _all_refused(client: Client, paused: Any) -> None:
     began = time.monotonic()
     answer = submit(paused.run_id, returned(paused.pending_tool_calls[0], "A-1"))
     waiting = [
-        *(refusal(client.agent.Step(step("Hi", run_id=f"refused-{number}"))) for number in range(150)),
+        *(refusal(client.agent.Step(step("Hi", run_id=f"refused-{number}"))) for number in range(100)),
         *(refusal(client.agent.SubmitToolReturns(answer)) for _ in range(3)),
         *(refusal(client.run(paused.run_id)) for _ in range(30)),
         refusal(client.cancel(paused.run_id)),

@@ -19,6 +19,7 @@ CLASHES = (asyncpg.TransactionRollbackError, asyncpg.UniqueViolationError)
 LOST = (
     OSError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.CannotConnectNowError,
     asyncpg.AdminShutdownError,
@@ -30,7 +31,6 @@ LOST = (
 """There is no connection, or it cannot be used any more; another one may be had soon."""
 _UNAVAILABLE = (
     *LOST,
-    asyncpg.InternalClientError,
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
     asyncpg.OperatorInterventionError,
