@@ -10,7 +10,7 @@ from typing import TypeVar
 import grpc
 from agentrpc.v1 import agent_service_pb2, events_pb2, runs_pb2
 
-from tests.scripted_openai import Gate, Reply, Request, calls, says
+from tests.scripted_openai import Gate, Reply, Request, calls, gated, says
 from tests.scripted_openai.tallies import Tally
 from tests.service import SECRET, Client, Refusal, durable, refusal_of, returned
 
@@ -35,7 +35,8 @@ def script(gate: Gate | None = None) -> Callable[[Request], Reply]:
         said = request.history[0]["content"]
         if said.startswith("ask") and not request.returns:
             return ASKS
-        return says(f"You said: {said}", gate=gate if said.startswith("slow") else None)
+        answer = says(f"You said: {said}")
+        return gated(answer, gate) if gate is not None and said.startswith("slow") else answer
 
     return reply
 

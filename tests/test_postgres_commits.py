@@ -9,11 +9,11 @@ from typing import Any
 
 import asyncpg
 import pytest
-from agentrpc.v1 import runs_pb2, server_service_pb2
+from agentrpc.v1 import server_service_pb2
 
 from agent_service.domain.errors import AgentServiceError, Reason
 from agent_service.stores.postgres_batches import LANES, Batches, Job
-from tests.persistent import COMPLETED, PAUSED, Watcher, is_unavailable, script, until
+from tests.persistent import COMPLETED, PAUSED, Callers, Watcher, is_unavailable, script, until
 from tests.postgres import Postgres
 from tests.service import SECRET, Client, durable, refusal, returned, scripted, step, submit
 from tests.stored import SCHEMA, emptied, rows
@@ -41,11 +41,11 @@ async def connected(url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record
 
 
 @asynccontextmanager
-async def trigger(url: str, table: str, definition: str, body: str) -> AsyncIterator[None]:
-    """A trigger on the table, for this block."""
+async def trigger(url: str, when: str, body: str) -> AsyncIterator[None]:
+    """Does this at each such row, for this block."""
     async with connected(url) as db:
         await db.execute(f"CREATE FUNCTION interfere() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$")
-        await db.execute(definition.format(table=table))
+        await db.execute(f"CREATE {when} EXECUTE FUNCTION interfere()")
         try:
             yield
         finally:
@@ -79,8 +79,8 @@ async def test_a_write_that_is_refused_does_not_fail_its_neighbours(url: str) ->
     others = [f"neighbour-{number}" for number in range(6)]
     async with scripted(script(), url, store_busy_seconds=PATIENCE) as (client, _):
         submits = await paused(client, "first", "second", "bad", *others)
-        forbid = "CREATE TRIGGER forbid BEFORE UPDATE ON {table} FOR EACH ROW WHEN (NEW.run_id = 'bad') EXECUTE FUNCTION "
-        async with trigger(url, "runs", f"{forbid} interfere()", "RAISE check_violation;"):
+        forbid = "TRIGGER forbid BEFORE UPDATE ON runs FOR EACH ROW WHEN (NEW.run_id = 'bad')"
+        async with trigger(url, forbid, "RAISE check_violation;"):
             async with connected(url) as db, db.transaction():
                 # Whatever comes while these two are held up is committed together.
                 await db.execute("SELECT FROM runs WHERE run_id IN ('first', 'second') FOR UPDATE")
@@ -141,12 +141,10 @@ async def test_a_commit_that_fails_may_be_repeated(url: str) -> None:
     """The connection ends while the database still checks what is to be committed: nothing is stored, the caller is
     told UNAVAILABLE, and the repeat is accepted.
     """
-    held = "CREATE CONSTRAINT TRIGGER held AFTER INSERT ON {table} DEFERRABLE INITIALLY DEFERRED FOR EACH ROW "
+    held = "CONSTRAINT TRIGGER held AFTER INSERT ON receipts DEFERRABLE INITIALLY DEFERRED FOR EACH ROW"
     async with scripted(script(), url, store_busy_seconds=PATIENCE) as (client, _):
         submits = await paused(client, "run-1")
-        async with trigger(
-            url, "receipts", f"{held} EXECUTE FUNCTION interfere()", "PERFORM pg_sleep(60); RETURN NULL;"
-        ):
+        async with trigger(url, held, "PERFORM pg_sleep(60); RETURN NULL;"):
             refused = asyncio.ensure_future(refusal(client.agent.SubmitToolReturns(submits["run-1"])))
             await until(waiting(url, "wait_event = 'PgSleep' AND query = 'COMMIT'"), "no commit is held up")
             await terminate(url, "wait_event = 'PgSleep'")
@@ -205,7 +203,21 @@ async def test_a_commit_that_nobody_heard_of_is_found_by_the_repeat(url: str) ->
         assert (await client.agent.Step(start)).run.status == COMPLETED
         events = await watcher.ended()
         assert events == durable(await client.watch("run-1"))
-        assert (await client.run("run-1")).status == runs_pb2.RUN_STATUS_COMPLETED
+        assert (await client.run("run-1")).status == COMPLETED
         accepted = [event for event in watcher.events if event.HasField("tool_returns_accepted")]
         assert len(accepted) == 1
         upstream.check_histories()
+
+
+async def test_nothing_is_acknowledged_before_a_standby_has_it(url: str) -> None:
+    """However often the call is repeated while the standby is away: what waits for it is neither shown nor told. A
+    call that gave up must not make the database stop waiting.
+    """
+    async with scripted(script(), url, store_busy_seconds=0.3, lease_seconds=1) as (client, _):
+        submits = await paused(client, "run-1")
+        async with commits_unheard_of(url):
+            for _ in range(4):
+                assert is_unavailable(await refusal(client.agent.SubmitToolReturns(submits["run-1"])))
+                assert (await client.run("run-1")).status == PAUSED
+        answer = await Callers(client).insist(lambda: client.agent.SubmitToolReturns(submits["run-1"]))
+        assert len(answer.receipt.accepted_tool_call_ids) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import asyncpg
@@ -75,7 +75,7 @@ async def step_down(primary: Postgres, standby: Postgres) -> None:
 
 
 @pytest.mark.parametrize("hand_over", [die, fall_silent, step_down])
-async def test_a_promoted_standby_is_found_and_nothing_is_lost(hand_over: Callable[..., AsyncIterator[None]]) -> None:
+async def test_a_promoted_standby_is_found_and_nothing_is_lost(hand_over: Callable[..., Awaitable[None]]) -> None:
     """Under load, within seconds and without a restart. What was acknowledged before is on the new primary: paused runs
     resume there, repeated calls have the same answers, runs at work go on, watchers miss nothing.
     """
@@ -114,7 +114,9 @@ async def test_a_service_does_not_start_on_a_standby() -> None:
         store = await opened(url_of(standby, primary))
         await store.close()
         for url in (standby.url, f"{standby.url}?target_session_attrs=any"):
-            with pytest.raises(SchemaError, match=rf"127\.0\.0\.1:{standby.port}/postgres is read-only, a standby") as no:
+            with pytest.raises(
+                SchemaError, match=rf"127\.0\.0\.1:{standby.port}/postgres is read-only, a standby"
+            ) as no:
                 await opened(url)
             assert "\n" not in str(no.value)
 

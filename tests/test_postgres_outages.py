@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import asyncpg
+import grpc
 import pytest
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -14,14 +18,18 @@ from structlog.testing import capture_logs
 
 from tests.persistent import COMPLETED, Callers, Watcher, is_unavailable, script, until
 from tests.postgres import Postgres, Stop, postgres
+from tests.process import API_KEY, environment, running
 from tests.scripted_openai import Gate, ScriptedOpenAI
-from tests.service import SECRET, Client, durable, refusal, returned, scripted, serving, step, submit
+from tests.service import SECRET, Client, durable, refusal, refusal_of, returned, scripted, serving, step, submit
 from tests.stored import emptied, locked, rows
 
 pytestmark = pytest.mark.anyio
 
 BUSY = 0.5
 """How long a call waits for the database in most of these tests, in seconds."""
+LOCK = "SELECT FROM agent_service.runs WHERE run_id = 'run-1' FOR UPDATE"
+WAITING = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+IDLE = "SELECT FROM pg_stat_activity WHERE application_name = 'agent-service' AND state = 'idle in transaction'"
 PROMPT = BUSY + 2.5
 """The longest that a refusal may take, on a machine that has other things to do."""
 
@@ -223,4 +231,34 @@ async def test_a_table_locked_by_another_program_makes_no_call_hang(server: Post
 
 
 async def _nobody_waits(url: str) -> bool:
-    return not await rows(url, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+    return not await rows(url, WAITING)
+
+
+async def test_a_process_that_stands_still_in_a_transaction_keeps_nobody_from_its_rows(
+    tmp_path: Path, server: Postgres, url: str
+) -> None:
+    """The server ends its transaction soon. When the process goes on, so does the call that it was working on."""
+    async with ScriptedOpenAI(script(), api_key=API_KEY) as upstream:
+        env = environment(upstream, AGENT_SERVICE_STORE_BUSY_SECONDS="2", AGENT_SERVICE_LEASE_SECONDS="60")
+        async with running(tmp_path, env, "--store", url) as (process, client):
+            paused = (await client.ask("ask", SECRET, run_id="run-1")).run
+            mine = await asyncpg.connect(url)
+            try:
+                async with mine.transaction():
+                    await mine.execute(LOCK)
+                    answer = returned(paused.pending_tool_calls[0], "A-1")
+                    answering = asyncio.ensure_future(client.answer("run-1", answer, request_id="answer-1"))
+                    await until(lambda: rows(url, WAITING), "it does not get so far")
+                    process.process.send_signal(signal.SIGSTOP)
+                await until(lambda: rows(url, IDLE), "it is not in the middle of a transaction")
+                async with mine.transaction():
+                    await asyncio.wait_for(mine.execute(LOCK), 10)
+            finally:
+                process.process.send_signal(signal.SIGCONT)
+                mine.terminate()
+            await asyncio.wait({answering})
+            if error := answering.exception():
+                assert isinstance(error, grpc.aio.AioRpcError)
+                assert is_unavailable(refusal_of(error))
+            again = await client.answer("run-1", answer, request_id="answer-1")
+            assert again.run.status == COMPLETED
