@@ -12,6 +12,7 @@ import pytest
 
 from agent_service.stores.errors import SchemaError
 from agent_service.stores.postgres import PostgresStore
+from agent_service.stores.postgres_hosts import Hosts
 from tests.persistent import COMPLETED, Callers, Watcher, script, until
 from tests.postgres import Postgres, postgres
 from tests.scripted_openai import Gate
@@ -90,12 +91,15 @@ async def test_a_promoted_standby_is_found_and_nothing_is_lost(hand_over: Callab
         watchers = {run_id: Watcher(client, run_id) for run_id in ("paused", "during")}
         for watcher in watchers.values():
             await watcher.live.wait()
+        await asyncio.gather(*(client.run("paused") for _ in range(20)))
         async with callers.at_work(3):
             await callers.answered.reach(6)
             await hand_over(primary, standby)
             began = time.monotonic()
             await callers.insist(lambda: client.ask("tell after", run_id="after"))
             assert time.monotonic() - began < FEW_SECONDS
+            # Many at once, so that every connection there is would be used, also those to the old primary.
+            await asyncio.gather(*(callers.insist(lambda: client.run("after")) for _ in range(20)))
             gate.open()
             await callers.answered.reach(callers.answered.count + 6)
         await callers.answer("paused")
@@ -119,6 +123,23 @@ async def test_a_service_does_not_start_on_a_standby() -> None:
             ) as no:
                 await opened(url)
             assert "\n" not in str(no.value)
+
+
+async def test_a_host_that_was_silent_is_not_tried_again_before_the_others(postgres_server: Postgres) -> None:
+    """It costs the first connection some time, and the next ones none."""
+    asked: list[asyncio.StreamWriter] = []
+
+    async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(writer)
+
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    hosts = Hosts(f"postgresql://postgres@127.0.0.1:{port},127.0.0.1:{postgres_server.port}/postgres", 2)
+    for _ in range(3):
+        (await hosts.connect()).terminate()
+    assert len(asked) == 1
+    asked[0].close()
+    silent.close()
 
 
 async def opened(url: str) -> PostgresStore:

@@ -12,6 +12,7 @@ import pytest
 
 from agent_service.stores.errors import SchemaError
 from agent_service.stores.postgres import PostgresStore
+from agent_service.stores.postgres_hosts import settled, unusable
 from tests.persistent import COMPLETED, Callers, is_unavailable, script
 from tests.postgres import Postgres, postgres
 from tests.process import environment, refused
@@ -154,6 +155,15 @@ async def test_replicas_that_start_at_once_on_an_empty_database_make_one_schema(
             await store.close()
     async with office(server) as owner:
         assert [tuple(row) for row in await owner.fetch("SELECT * FROM agent_service.schema_version")] == [(1,)]
+
+
+def test_details_of_an_error_are_not_told() -> None:
+    """They are further lines, and may show what is stored."""
+    error = asyncpg.DiskFullError("no space left")
+    error.detail, error.hint = "Row (A-1).", "Buy a disk."
+    assert "no space left" in str(settled(error))
+    assert "no space left" in str(unusable("postgresql://host/office", error))
+    assert "A-1" not in str(settled(error)) + str(unusable("postgresql://host/office", error))
 
 
 # Later
