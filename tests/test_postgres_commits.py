@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,8 +11,7 @@ import asyncpg
 import pytest
 from agentrpc.v1 import server_service_pb2
 
-from agent_service.domain.errors import AgentServiceError, Reason
-from agent_service.stores.postgres_batches import LANES, Batches, Job
+from agent_service.stores.postgres_batches import LANES
 from tests.persistent import COMPLETED, PAUSED, Callers, Watcher, is_unavailable, script, until
 from tests.postgres import Postgres
 from tests.service import SECRET, Client, durable, refusal, returned, scripted, step, submit
@@ -106,37 +105,6 @@ async def test_a_write_that_is_refused_does_not_fail_its_neighbours(url: str) ->
 
 async def _two(found: Any) -> bool:
     return len(await found()) == LANES
-
-
-class _Silent:
-    """A database that does not answer until it is told to."""
-
-    seconds = 0.05
-
-    def __init__(self) -> None:
-        self.answers = asyncio.Event()
-
-    async def write(self, work: Any, done: Any, *, attempts: int) -> None:
-        await self.answers.wait()
-        await work(None)
-        done(None)
-
-
-async def test_what_has_waited_too_long_is_not_written() -> None:
-    """Its caller is told in time, however many are before it, and nothing of it is done later."""
-    database, written = _Silent(), list[object]()
-
-    async def write(_: Any, jobs: Sequence[Job[Any]]) -> None:
-        written.extend(job.what for job in jobs)
-
-    batches = Batches[int](database, write, lambda _: None, lambda: None)  # type: ignore[arg-type]  # stands for it
-    tasks = [asyncio.ensure_future(batches.put(number, number)) for number in range(LANES + 3)]
-    for outcome in await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), AT_ONCE):
-        assert isinstance(outcome, AgentServiceError)
-        assert outcome.reason is Reason.STORE_UNAVAILABLE
-    database.answers.set()
-    await batches.close()
-    assert written == list(range(LANES))
 
 
 async def test_a_commit_that_fails_may_be_repeated(url: str) -> None:

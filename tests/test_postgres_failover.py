@@ -75,6 +75,24 @@ async def step_down(primary: Postgres, standby: Postgres) -> None:
     await execute(standby, "SELECT pg_promote()")
 
 
+async def read_at_once(callers: Callers, server: Postgres, run_id: str) -> None:
+    """Reads the run so often at once that the service uses many connections, also ones that it has not used lately."""
+    waiting = "SELECT FROM pg_stat_activity WHERE application_name = 'agent-service' AND wait_event_type = 'Lock'"
+    connection = await asyncpg.connect(server.url)
+    try:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE agent_service.runs IN ACCESS EXCLUSIVE MODE")
+            reads = [asyncio.create_task(callers.insist(lambda: callers.client.run(run_id))) for _ in range(20)]
+
+            async def many_wait() -> bool:
+                return len(await connection.fetch(waiting)) >= 5
+
+            await until(many_wait, "they are not read at once")
+        await asyncio.gather(*reads)
+    finally:
+        connection.terminate()
+
+
 @pytest.mark.parametrize("hand_over", [die, fall_silent, step_down])
 async def test_a_promoted_standby_is_found_and_nothing_is_lost(hand_over: Callable[..., Awaitable[None]]) -> None:
     """Under load, within seconds and without a restart. What was acknowledged before is on the new primary: paused runs
@@ -91,15 +109,14 @@ async def test_a_promoted_standby_is_found_and_nothing_is_lost(hand_over: Callab
         watchers = {run_id: Watcher(client, run_id) for run_id in ("paused", "during")}
         for watcher in watchers.values():
             await watcher.live.wait()
-        await asyncio.gather(*(client.run("paused") for _ in range(20)))
+        await read_at_once(callers, primary, "paused")
         async with callers.at_work(3):
             await callers.answered.reach(6)
             await hand_over(primary, standby)
             began = time.monotonic()
             await callers.insist(lambda: client.ask("tell after", run_id="after"))
             assert time.monotonic() - began < FEW_SECONDS
-            # Many at once, so that every connection there is would be used, also those to the old primary.
-            await asyncio.gather(*(callers.insist(lambda: client.run("after")) for _ in range(20)))
+            await read_at_once(callers, standby, "after")
             gate.open()
             await callers.answered.reach(callers.answered.count + 6)
         await callers.answer("paused")
