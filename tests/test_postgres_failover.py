@@ -85,7 +85,7 @@ async def read_at_once(callers: Callers, server: Postgres, run_id: str) -> None:
             reads = [asyncio.create_task(callers.insist(lambda: callers.client.run(run_id))) for _ in range(20)]
 
             async def many_wait() -> bool:
-                return len(await connection.fetch(waiting)) >= 5
+                return len(await rows(server.url, waiting)) >= 5
 
             await until(many_wait, "they are not read at once")
         await asyncio.gather(*reads)
