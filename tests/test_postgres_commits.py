@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import asyncpg
@@ -12,6 +12,7 @@ import pytest
 from agentrpc.v1 import server_service_pb2
 
 from agent_service.stores.postgres_batches import LANES
+from agent_service.stores.postgres_database import Connection, Database
 from tests.persistent import COMPLETED, PAUSED, Callers, Watcher, is_unavailable, script, until
 from tests.postgres import Postgres
 from tests.service import SECRET, Client, durable, refusal, returned, scripted, step, submit
@@ -191,3 +192,16 @@ async def test_nothing_is_acknowledged_before_a_standby_has_it(url: str) -> None
                 assert (await client.run("run-1")).status == PAUSED
         answer = await Callers(client).insist(lambda: client.agent.SubmitToolReturns(submits["run-1"]))
         assert len(answer.receipt.accepted_tool_call_ids) == 1
+
+
+async def test_what_the_database_rolled_back_is_not_taken_for_committed(url: str) -> None:
+    """A transaction in which a statement failed ends with the word ROLLBACK, and without an error."""
+    database = await Database.open(url, seconds=5, size=1)
+
+    async def work(db: Connection) -> None:
+        with suppress(asyncpg.PostgresError):
+            await db.execute("SELECT no_such_function()")
+
+    with pytest.raises(AssertionError, match="nothing was committed"):
+        await database.write(work)
+    await database.close()

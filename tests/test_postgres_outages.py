@@ -16,6 +16,8 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
+from agent_service.domain.errors import AgentServiceError, Reason
+from agent_service.stores.postgres_database import Connection, Database
 from tests.persistent import COMPLETED, Callers, Watcher, is_unavailable, script, until
 from tests.postgres import Postgres, Stop, postgres
 from tests.process import API_KEY, environment, running
@@ -154,7 +156,8 @@ async def _all_refused(client: Client, paused: Any) -> None:
     await health.Check(health_pb2.HealthCheckRequest())
     assert time.monotonic() - asked < BUSY
     assert not calls.done()
-    assert [refused for refused in await calls if not is_unavailable(refused)] == []
+    told = await asyncio.wait_for(calls, 30)
+    assert [refused for refused in told if not is_unavailable(refused)] == []
     assert time.monotonic() - began < PROMPT
 
 
@@ -228,6 +231,32 @@ async def test_a_table_locked_by_another_program_makes_no_call_hang(server: Post
         callers = Callers(client)
         assert (await callers.insist(lambda: client.agent.SubmitToolReturns(answer))).run.status == COMPLETED
         assert (await callers.ask("tell", "run-0")).run.status == COMPLETED
+
+
+async def test_a_statement_that_waits_too_long_costs_no_other_connection(url: str) -> None:
+    """What answers meanwhile is used on, so that locks and load do not make everybody connect anew."""
+    database = await Database.open(url, seconds=BUSY, size=2)
+
+    async def wait_for_lock(db: Connection) -> None:
+        await db.execute("SELECT FROM runs FOR UPDATE")
+
+    async def used() -> int:
+        return int((await database.fetch("SELECT pg_backend_pid()"))[0][0])
+
+    async with locked(url):
+        waiting = asyncio.create_task(database.write(wait_for_lock))
+        await until(lambda: rows(url, WAITING), "it does not wait")
+        before = await used()
+        while not waiting.done():
+            assert await used() == before
+        assert is_unavailable_error(waiting.exception())
+        assert await used() == before
+    await database.close()
+
+
+def is_unavailable_error(error: BaseException | None) -> bool:
+    """Whether it is what callers are told of an outage."""
+    return isinstance(error, AgentServiceError) and error.reason is Reason.STORE_UNAVAILABLE
 
 
 async def _nobody_waits(url: str) -> bool:

@@ -162,11 +162,13 @@ class Database:
         """On a connection that is given back only if it can be used again."""
         connection: Connection | None = None
         usable = committing = False
+        began = 0.0
         try:
             async with asyncio.timeout_at(deadline), self._free:
                 if deadline - asyncio.get_running_loop().time() < self.seconds * _TOO_LATE:
                     raise TimeoutError
                 connection = await self._acquire()
+                began = time.monotonic()
                 if begin:
                     await connection.execute(begin)
                 try:
@@ -178,11 +180,15 @@ class Database:
                     raise
                 if begin:
                     committing = True
-                    await connection.execute("COMMIT")
+                    if await connection.execute("COMMIT") != "COMMIT":
+                        raise AssertionError("the work went on after an error, so nothing was committed")
                 usable = True
+                cast(DatedConnection, connection).note_good()
         except Exception as error:
-            if isinstance(error, TimeoutError | asyncpg.ReadOnlySQLTransactionError):
+            if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
                 self._trusted_since = time.monotonic()
+            elif isinstance(error, TimeoutError):
+                self._trusted_since = max(self._trusted_since, began)
             if isinstance(error, CLASHES):
                 raise
             usable = usable and settled(error) is error
@@ -198,11 +204,11 @@ class Database:
         return result
 
     async def _acquire(self) -> Connection:
-        """None that is older than the last failure that may have been the server's: it may be gone, or have become
-        read-only, and each of its connections would have to find that out by itself."""
+        """None that was not good since the last failure that may have been the server's: that may be gone, or have
+        become read-only, and each of its connections would have to find that out by itself."""
         while True:
             connection = await self._pool.acquire()
-            if cast(DatedConnection, connection).made >= self._trusted_since:
+            if cast(DatedConnection, connection).good >= self._trusted_since:
                 return connection
             connection.terminate()
 

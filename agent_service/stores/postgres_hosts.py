@@ -42,13 +42,17 @@ _UNAVAILABLE = (
 
 
 class DatedConnection(asyncpg.Connection):
-    """A connection that knows since when it exists, by the monotonic clock in seconds."""
+    """A connection that knows when it was last known to be good, by the monotonic clock in seconds."""
 
-    __slots__ = ("made",)
+    __slots__ = ("good",)
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.made = time.monotonic()
+        self.note_good()
+
+    def note_good(self) -> None:
+        """It has just answered."""
+        self.good = time.monotonic()
 
 
 class Hosts:
