@@ -243,6 +243,7 @@ async def test_a_statement_that_waits_too_long_costs_no_other_connection(url: st
     async def used() -> int:
         return int((await database.fetch("SELECT pg_backend_pid()"))[0][0])
 
+    await asyncio.gather(used(), used())  # Now there are two.
     async with locked(url):
         waiting = asyncio.create_task(database.write(wait_for_lock))
         await until(lambda: rows(url, WAITING), "it does not wait")
