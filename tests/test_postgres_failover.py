@@ -22,6 +22,7 @@ from tests.stored import rows
 
 pytestmark = pytest.mark.anyio
 
+CONNECTIONS = 4
 FEW_SECONDS = 8.0
 """The longest until calls are answered after a standby was promoted, on a machine that has other things to do."""
 
@@ -76,7 +77,7 @@ async def step_down(primary: Postgres, standby: Postgres) -> None:
 
 
 async def read_at_once(callers: Callers, server: Postgres, run_id: str) -> None:
-    """Reads the run so often at once that the service uses many connections, also ones that it has not used lately."""
+    """Reads the run so often at once that the service uses all its connections, also those it has not used lately."""
     waiting = "SELECT FROM pg_stat_activity WHERE application_name = 'agent-service' AND wait_event_type = 'Lock'"
     connection = await asyncpg.connect(server.url)
     try:
@@ -84,10 +85,10 @@ async def read_at_once(callers: Callers, server: Postgres, run_id: str) -> None:
             await connection.execute("LOCK TABLE agent_service.runs IN ACCESS EXCLUSIVE MODE")
             reads = [asyncio.create_task(callers.insist(lambda: callers.client.run(run_id))) for _ in range(20)]
 
-            async def many_wait() -> bool:
-                return len(await rows(server.url, waiting)) >= 5
+            async def all_wait() -> bool:
+                return len(await rows(server.url, waiting)) >= CONNECTIONS
 
-            await until(many_wait, "they are not read at once")
+            await until(all_wait, "they are not read at once")
         await asyncio.gather(*reads)
     finally:
         connection.terminate()
@@ -101,7 +102,13 @@ async def test_a_promoted_standby_is_found_and_nothing_is_lost(hand_over: Callab
     gate = Gate()
     async with (
         pair() as (primary, standby),
-        scripted(script(gate), url_of(primary, standby), store_busy_seconds=1, lease_seconds=1) as (client, upstream),
+        scripted(
+            script(gate),
+            url_of(primary, standby),
+            store_busy_seconds=1,
+            lease_seconds=1,
+            store_connections=CONNECTIONS,
+        ) as (client, upstream),
     ):
         callers = Callers(client)
         callers.kept["paused"] = await callers.ask("ask paused", "paused")
