@@ -255,6 +255,44 @@ async def test_a_statement_that_waits_too_long_costs_no_other_connection(url: st
     await database.close()
 
 
+async def test_no_connection_to_a_server_that_became_read_only_is_used_again(url: str) -> None:
+    """One write finds it out for all, also for reads: they would be told what an old primary still has."""
+    database = await Database.open(url, seconds=BUSY, size=3)
+
+    async def used_at_once() -> set[int]:
+        asked = (database.fetch("SELECT pg_backend_pid() FROM pg_sleep(0.2)") for _ in range(3))
+        return {pid for ((pid,),) in await asyncio.gather(*asked)}
+
+    async def write(db: Connection) -> None:
+        await db.execute("DELETE FROM tombstones")
+
+    before = await used_at_once()
+    admin = await asyncpg.connect(url, server_settings={"default_transaction_read_only": "off"})
+    try:
+        await admin.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        await admin.execute("SELECT pg_reload_conf()")
+        await until(lambda: _read_only(url), "it can be written to")
+        with pytest.raises(AgentServiceError, match="read-only") as refused:
+            await database.write(write)
+        assert is_unavailable_error(refused.value)
+    finally:
+        await admin.execute("ALTER SYSTEM RESET default_transaction_read_only")
+        await admin.execute("SELECT pg_reload_conf()")
+        admin.terminate()
+    await until(lambda: _writable(url), "it cannot be written to")
+    await database.write(write)
+    assert not before & await used_at_once()
+    await database.close()
+
+
+async def _read_only(url: str) -> bool:
+    return await rows(url, "SHOW default_transaction_read_only") == [("on",)]
+
+
+async def _writable(url: str) -> bool:
+    return not await _read_only(url)
+
+
 def is_unavailable_error(error: BaseException | None) -> bool:
     """Whether it is what callers are told of an outage."""
     return isinstance(error, AgentServiceError) and error.reason is Reason.STORE_UNAVAILABLE
