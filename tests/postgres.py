@@ -64,20 +64,28 @@ def postgres(*, durable: bool = True) -> Iterator[Postgres]:
     if programs is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(MISSING)
     folder = Path(tempfile.mkdtemp(prefix="tests-postgres-"))
-    server = Postgres(programs, folder, durable=durable)
+    try:
+        with _running(Postgres(programs, folder, durable=durable)) as server:
+            yield server
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _running(server: Postgres) -> Iterator[Postgres]:
     try:
         server.start()
         yield server
     finally:
         server.kill()
-        shutil.rmtree(folder)
 
 
 class Postgres:
     """A server with one database, where everybody on this host may do everything. It keeps its port and its data."""
 
-    def __init__(self, programs: Path, folder: Path, *, durable: bool) -> None:
+    def __init__(self, programs: Path, folder: Path, *, durable: bool, primary: Postgres | None = None) -> None:
         self._programs = programs
+        self._folder = folder
         self._user = _unprivileged()
         self._data = folder / "data"
         self._log = folder / "log"
@@ -85,7 +93,20 @@ class Postgres:
         self._process: subprocess.Popen[bytes] | None = None
         self.port = _free_port()
         os.chown(folder, self._user.pw_uid, self._user.pw_gid)
-        self._execute("initdb", "-D", str(self._data), "-U", _USER, "-A", "trust", "-E", "UTF8", "--locale=C", "-N")
+        data = ("-D", str(self._data), "-U", _USER, "-N")
+        if primary is None:
+            self._execute("initdb", *data, "-A", "trust", "-E", "UTF8", "--locale=C")
+        else:
+            place = ("-h", "127.0.0.1", "-p", str(primary.port))
+            self._execute("pg_basebackup", *data, *place, "-R", "--checkpoint=fast")
+
+    @contextmanager
+    def standby(self) -> Iterator[Postgres]:
+        """Another server, which follows this one from now to the end of the block, or until it is promoted."""
+        folder = self._folder / "standby"
+        folder.mkdir()
+        with _running(Postgres(self._programs, folder, durable=self._durable, primary=self)) as server:
+            yield server
 
     @property
     def url(self) -> str:
@@ -162,7 +183,7 @@ class Postgres:
         with suppress(FileNotFoundError):
             # Its first line is whose file it is, which may be that of one that was killed; its last how far it is.
             lines = (self._data / "postmaster.pid").read_text().split("\n")
-            return lines[0] == str(self._process.pid) and lines[-2].strip() == "ready"
+            return lines[0] == str(self._process.pid) and lines[-2].strip() in ("ready", "standby")
         return False
 
     def _execute(self, program: str, *arguments: str) -> None:

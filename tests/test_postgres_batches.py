@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from agent_service.domain.errors import AgentServiceError, Reason
 from agent_service.stores.postgres_batches import LANES, MAX_BATCH, Batches, Job
 from agent_service.stores.postgres_database import Connection, Database
 
@@ -17,10 +18,12 @@ pytestmark = pytest.mark.anyio
 class Commits:
     """Where a database is: each commit takes some turns of the event loop, or waits until it is let go."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = 60) -> None:
+        self.seconds = seconds
         self.may_end = asyncio.Event()
         self.may_end.set()
         self.sizes: list[int] = []
+        self.written: list[str] = []
         self.at_once = 0
 
     async def write(self, work: Any, done: Callable[[None], None], *, attempts: int) -> None:
@@ -37,6 +40,7 @@ class Commits:
         self.sizes.append(len(jobs))
         for job in jobs:
             job.result = job.what
+            self.written.append(job.what)
 
 
 def batches(commits: Commits) -> Batches[str]:
@@ -73,3 +77,19 @@ async def test_what_waits_is_written_together_and_no_key_twice_at_once() -> None
     await asyncio.gather(*first, *others)
     assert max(commits.sizes) == MAX_BATCH
     assert len(commits.sizes) < LANES + 3 + 3
+
+
+async def test_what_has_waited_too_long_is_not_written() -> None:
+    """Its caller is told in time, however many are before it, and nothing of it is done later."""
+    commits = Commits(seconds=0.05)
+    writes = batches(commits)
+    commits.may_end.clear()
+    names = [str(number) for number in range(LANES + 3)]
+    async with asyncio.timeout(10):
+        outcomes = await asyncio.gather(*(writes.put(name, name) for name in names), return_exceptions=True)
+    for outcome in outcomes:
+        assert isinstance(outcome, AgentServiceError)
+        assert outcome.reason is Reason.STORE_UNAVAILABLE
+    commits.may_end.set()
+    await writes.close()
+    assert commits.written == names[:LANES]

@@ -12,7 +12,9 @@ import asyncpg
 import structlog
 
 from agent_service.domain.event import Event
+from agent_service.stores.errors import unavailable
 from agent_service.stores.postgres_database import ATTEMPTS, Connection, Database
+from agent_service.stores.postgres_hosts import CLASHES
 
 log = structlog.get_logger()
 
@@ -36,6 +38,13 @@ class Job(Generic[A]):
     told: list[Told] = field(default_factory=list)
     error: Exception | None = None
     done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    late: bool = False
+
+    def give_up(self) -> None:
+        """Its caller is told that it may be written or not."""
+        if not self.done.done():
+            self.late = True
+            self.done.set_exception(unavailable("it did not answer in time"))
 
 
 WriteAll = Callable[[Connection, Sequence[Job[A]]], Awaitable[None]]
@@ -58,11 +67,18 @@ class Batches(Generic[A]):
         self._lanes: set[asyncio.Task[None]] = set()
 
     async def put(self, key: Hashable, what: A) -> Any:
-        """The result of the job, when it is committed; it is written even if its caller is cancelled."""
+        """The result of the job, when it is committed; it is written even if its caller is cancelled.
+
+        Raises STORE_UNAVAILABLE if that takes longer than the database's `seconds`; what still waits is not written.
+        """
         job = Job(key, what)
         self._waiting.append(job)
         self._open_lane()
-        await job.done
+        timer = asyncio.get_running_loop().call_later(self._database.seconds, job.give_up)
+        try:
+            await job.done
+        finally:
+            timer.cancel()
         if job.error is not None:
             raise job.error
         return job.result
@@ -98,7 +114,7 @@ class Batches(Generic[A]):
             job = self._waiting.popleft()
             if job.key in self._under_way:
                 left.append(job)
-            else:
+            elif not job.late:
                 self._under_way.add(job.key)
                 batch.append(job)
         self._waiting.extendleft(reversed(left))
@@ -124,7 +140,7 @@ class Batches(Generic[A]):
         try:
             await self._database.write(write, committed, attempts=ATTEMPTS if len(batch) == 1 else 1)
         except Exception as error:
-            refused = isinstance(error, asyncpg.PostgresError | asyncpg.DataError)
+            refused = isinstance(error, asyncpg.PostgresError | ValueError) or isinstance(error.__cause__, CLASHES)
             if refused and len(batch) > 1:
                 for job in batch:
                     await self._commit([job])

@@ -1,16 +1,28 @@
-"""Connections to a PostgreSQL database: opening, the schema, transactions within a bound of time, and failures."""
+"""A PostgreSQL database: its schema, and transactions within a bound of time that outlive lost connections."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import asyncpg
 
 from agent_service.domain.errors import AgentServiceError
-from agent_service.stores.errors import SchemaError, unavailable
+from agent_service.stores.errors import SchemaError
+from agent_service.stores.postgres_hosts import (
+    CLASHES,
+    LOST,
+    SCHEMA,
+    START_ERRORS,
+    DatedConnection,
+    Hosts,
+    settled,
+    unusable,
+)
 from agent_service.stores.urls import without_password
 
 if TYPE_CHECKING:
@@ -26,112 +38,92 @@ SCHEMA_VERSION = 1
 POOL_SIZE = 10
 """Connections of one process, unless told otherwise."""
 _MINIMUM_SERVER = 14
-_SCHEMA = "agent_service"
 _MIGRATION_LOCK = 0x61677270
 ATTEMPTS = 5
 """How often work is done that others got in the way of."""
-_SERVER_SETTINGS = {
-    "application_name": "agent-service",
-    "search_path": _SCHEMA,
-    # What is acknowledged is on disk, whatever the database's default is.
-    "synchronous_commit": "on",
-    # Statements are short; compiling them would take longer.
-    "jit": "off",
-    # A statement is planned once for each connection: planning takes longer than to execute it. A plan made while the
-    # tables were almost empty must still be good when they are not, so each goes by the indexes.
-    "plan_cache_mode": "force_generic_plan",
-    "enable_seqscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-}
-
-_CLASHES = (asyncpg.TransactionRollbackError, asyncpg.UniqueViolationError)
-"""Another transaction got in the way; the same again may succeed."""
-_UNAVAILABLE = (
-    OSError,
-    TimeoutError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.PostgresSystemError,
-    asyncpg.LockNotAvailableError,
-    asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.TransactionRollbackError,
-)
+_PAUSES = (0.05, 1.0)
+"""Seconds before a lost connection is made anew: the first time, and at most."""
+_TOO_LATE = 0.1
+"""The share of its time without which work does not begin: a connection might be made, but not used any more."""
 
 
-def settled(error: BaseException) -> BaseException:
-    """The error as callers see it: STORE_UNAVAILABLE if it came from the connection and not from what was asked."""
-    if isinstance(error, _UNAVAILABLE) and not isinstance(error, asyncpg.DataError):
-        return unavailable(str(error) or "it did not answer in time")
-    return error
+class _LostError(Exception):
+    """The connection was lost before anything was committed."""
+
+    def __init__(self, how: Exception) -> None:
+        super().__init__()
+        self.how = how
 
 
 class Database:
     """A pool of connections. Each piece of work has `seconds` from the moment it is asked for, whatever it waits for.
 
-    Work goes on when its caller is cancelled: what is committed is always told.
+    If a connection cannot be had, or is lost before a commit, the work is done anew on another one: a database that
+    restarts, or fails over, within that time is not noticed. Work goes on when its caller is cancelled: what is
+    committed is always told.
     """
 
-    def __init__(self, pool: asyncpg.Pool[asyncpg.Record], seconds: float) -> None:
-        self._pool = pool
-        self._seconds = seconds
+    def __init__(self, hosts: Hosts, seconds: float, size: int) -> None:
+        self.seconds = seconds
+
+        async def connect(*_args: object, **_options: object) -> DatedConnection:
+            return await hosts.connect()
+
+        # None is kept open for its own sake: what keeps them logs each attempt that fails.
+        self._pool = asyncpg.create_pool(
+            connect=connect, connection_class=DatedConnection, min_size=0, max_size=size, reset=_as_it_is
+        )
+        self._free = asyncio.Semaphore(size)
+        self._trusted_since = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @classmethod
     async def open(cls, url: str, *, seconds: float, size: int) -> Database:
         """Connects, and brings the schema up to date. Raises SchemaError."""
+        hosts = Hosts(url, seconds)
         try:
             async with asyncio.timeout(2 * seconds):
-                connection = await connect(url, seconds)
+                connection = await hosts.connect()
                 try:
                     await _migrate(connection, without_password(url))
                 finally:
                     connection.terminate()
-            pool = await asyncpg.create_pool(
-                url,
-                min_size=1,
-                max_size=size,
-                timeout=seconds,
-                reset=_as_it_is,
-                server_settings=_SERVER_SETTINGS,
-            )
-        except (asyncpg.PostgresError, *_UNAVAILABLE, ValueError) as error:
-            said = str(error) or f"it did not answer within {seconds:g} s"
-            raise SchemaError(f"cannot use the store {without_password(url)}: {said}") from error
-        return cls(pool, seconds)
+        except START_ERRORS as error:
+            raise unusable(url, error) from error
+        database = cls(hosts, seconds, size)
+        await database._pool
+        return database
 
     async def write(self, work: Work[T], done: Callable[[T], None] | None = None, *, attempts: int = ATTEMPTS) -> T:
         """The result of work in one transaction; `done` is called with it right after the commit.
 
         Raises STORE_UNAVAILABLE (it may be committed), and what the work raises (it is not).
         """
-        return await self._shielded(self._write(work, done, attempts))
+        return await self._shielded(self._insist(work, done, "BEGIN", attempts))
 
     async def read(self, work: Work[T]) -> T:
         """The result of work that sees one state of the database."""
-        return await self._shielded(self._transact(work, None, "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+        return await self._shielded(self._insist(work, None, "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY", 1))
 
     async def fetch(self, sql: str, *values: object) -> list[asyncpg.Record]:
-        """The rows of one statement."""
+        """The rows of one statement, which only reads."""
 
         async def statement(connection: Connection) -> list[asyncpg.Record]:
             return await connection.fetch(sql, *values)
 
-        return await self._shielded(self._transact(statement, None, ""))
+        return await self._shielded(self._insist(statement, None, "", 1))
 
     async def close(self) -> None:
         """Finishes what was begun and closes."""
         while self._tasks:
             await asyncio.wait(self._tasks)
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(self.seconds):
                 await self._pool.close()
-        except _UNAVAILABLE:
+        except Exception as error:
             self._pool.terminate()
+            if settled(error) is error:
+                raise
 
     async def _shielded(self, work: Awaitable[T]) -> T:
         task = asyncio.ensure_future(work)
@@ -144,22 +136,39 @@ class Database:
         if not task.cancelled():
             task.exception()  # The caller may be gone.
 
-    async def _write(self, work: Work[T], done: Callable[[T], None] | None, attempts: int) -> T:
-        for last in [False] * (attempts - 1) + [True]:
+    async def _insist(self, work: Work[T], done: Callable[[T], None] | None, begin: str, attempts: int) -> T:
+        """Does the work, anew if others got in the way of it or the connection was lost, until its time is over."""
+        pause, longest = _PAUSES
+        now = asyncio.get_running_loop().time
+        deadline = now() + self.seconds
+        while True:
             try:
-                return await self._transact(work, done, "BEGIN")
-            except _CLASHES as error:
-                if last:
+                result = await self._transact(work, begin, deadline)
+            except CLASHES as error:
+                attempts -= 1
+                if not attempts:
                     raise settled(error) from error
-        raise AssertionError("at least one attempt is made")
+            except _LostError as lost:
+                if now() + pause >= deadline:
+                    raise settled(lost.how) from lost.how
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, longest)
+            else:
+                if done is not None:
+                    done(result)
+                return result
 
-    async def _transact(self, work: Work[T], done: Callable[[T], None] | None, begin: str) -> T:
+    async def _transact(self, work: Work[T], begin: str, deadline: float) -> T:
         """On a connection that is given back only if it can be used again."""
-        connection: PoolConnectionProxy[asyncpg.Record] | None = None
-        usable = False
+        connection: Connection | None = None
+        usable = committing = False
+        began = 0.0
         try:
-            async with asyncio.timeout(self._seconds):
-                connection = await self._pool.acquire()
+            async with asyncio.timeout_at(deadline), self._free:
+                if deadline - asyncio.get_running_loop().time() < self.seconds * _TOO_LATE:
+                    raise TimeoutError
+                connection = await self._acquire()
+                began = time.monotonic()
                 if begin:
                     await connection.execute(begin)
                 try:
@@ -170,26 +179,38 @@ class Database:
                     usable = True
                     raise
                 if begin:
-                    await connection.execute("COMMIT")
+                    committing = True
+                    if await connection.execute("COMMIT") != "COMMIT":
+                        raise AssertionError("the work went on after an error, so nothing was committed")
                 usable = True
-        except _CLASHES:
-            raise
+                cast(DatedConnection, connection).note_good()
         except Exception as error:
+            if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+                self._trusted_since = time.monotonic()
+            elif isinstance(error, TimeoutError):
+                self._trusted_since = max(self._trusted_since, began)
+            if isinstance(error, CLASHES):
+                raise
             usable = usable and settled(error) is error
+            if isinstance(error, LOST) and not committing and settled(error) is not error:
+                raise _LostError(error) from error
             raise settled(error) from error
         finally:
             if connection is not None:
                 if not usable:
-                    connection.terminate()
-                await self._pool.release(connection)
-        if done is not None:
-            done(result)
+                    with suppress(asyncpg.InterfaceError):  # It may have ended by itself.
+                        connection.terminate()
+                await self._pool.release(connection, timeout=self.seconds)  # type: ignore[arg-type]  # it is of the pool
         return result
 
-
-async def connect(url: str, seconds: float) -> asyncpg.Connection[asyncpg.Record]:
-    """A connection outside of a pool."""
-    return await asyncpg.connect(url, timeout=seconds, server_settings=_SERVER_SETTINGS)
+    async def _acquire(self) -> Connection:
+        """None that was not good since the last failure that may have been the server's: that may be gone, or have
+        become read-only, and each of its connections would have to find that out by itself."""
+        while True:
+            connection = await self._pool.acquire()
+            if cast(DatedConnection, connection).good >= self._trusted_since:
+                return connection
+            connection.terminate()
 
 
 async def _as_it_is(connection: object) -> None:
@@ -220,11 +241,11 @@ async def _version(connection: asyncpg.Connection[asyncpg.Record], place: str) -
     """The version of the schema; 0 for a new one, which is made empty. Raises SchemaError for tables of others."""
     if await connection.fetchval("SELECT to_regclass('agent_service.schema_version')"):
         return int(await connection.fetchval("SELECT version FROM schema_version"))
-    tables = await connection.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = $1", _SCHEMA)
+    tables = await connection.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = $1", SCHEMA)
     if tables:
-        raise SchemaError(f"the schema '{_SCHEMA}' of {place} belongs to something else; name another database")
-    if not await connection.fetchval("SELECT to_regnamespace($1)", _SCHEMA):
-        await connection.execute(f"CREATE SCHEMA {_SCHEMA}")
+        raise SchemaError(f"the schema '{SCHEMA}' of {place} belongs to something else; name another database")
+    if not await connection.fetchval("SELECT to_regnamespace($1)", SCHEMA):
+        await connection.execute(f"CREATE SCHEMA {SCHEMA}")
     await connection.execute("CREATE TABLE schema_version (version integer NOT NULL)")
     await connection.execute("INSERT INTO schema_version VALUES (0)")
     return 0

@@ -15,7 +15,7 @@ from contextlib import suppress
 import asyncpg
 import structlog
 
-from agent_service.stores.postgres_database import connect, settled
+from agent_service.stores.postgres_hosts import START_ERRORS, Hosts, settled, unusable
 
 log = structlog.get_logger()
 
@@ -27,6 +27,7 @@ CLOCK_SECONDS = 5.0
 """Between two readings of the database's clock, which show whether the connection lives, too."""
 CLOCK = "(extract(epoch FROM clock_timestamp()) * 1000000000)::bigint"
 """The time of the database, in SQL: Unix nanoseconds, also in the middle of a transaction."""
+_READ_CLOCK = f"SELECT {CLOCK}, current_setting('transaction_read_only') = 'on'"
 _CHANNEL = "agent_service"
 _RETRY_SECONDS = 1.0
 
@@ -36,6 +37,7 @@ class Hints:
 
     def __init__(self, url: str, seconds: float, clock: Callable[[], int] | None) -> None:
         self._url = url
+        self._hosts = Hosts(url, seconds)
         self._seconds = seconds
         self._clock = clock
         self._name = secrets.token_hex(8)
@@ -43,6 +45,7 @@ class Hints:
         self._changed = True
         self._looked = 0.0
         self._written = asyncio.Event()
+        self._lost = False
         self._task = asyncio.create_task(self._stay_connected())
 
     @property
@@ -72,15 +75,15 @@ class Hints:
         return True
 
     async def synchronize(self) -> None:
-        """Reads the clock for the first time. Raises STORE_UNAVAILABLE."""
+        """Reads the clock for the first time. Raises SchemaError."""
         try:
-            connection = await connect(self._url, self._seconds)
+            connection = await self._hosts.connect()
             try:
                 await self._read_clock(connection)
             finally:
                 connection.terminate()
-        except Exception as error:
-            raise settled(error) from error
+        except START_ERRORS as error:
+            raise unusable(self._url, error) from error
 
     async def close(self) -> None:
         """Ends it."""
@@ -89,25 +92,26 @@ class Hints:
             await self._task
 
     async def _stay_connected(self) -> None:
-        failing = False
         while True:
             try:
-                connection = await connect(self._url, self._seconds)
+                connection = await self._hosts.connect()
                 try:
-                    failing = False
                     await self._listen(connection)
                 finally:
                     connection.terminate()
             except Exception as error:
-                if not failing:
+                if not self._lost:
                     log.warning("store.hints_lost", error=str(settled(error)))
-                failing = True
+                self._lost = True
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _listen(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         """Hears and sends until the connection fails."""
-        await connection.add_listener(_CHANNEL, self._hear)
-        self._changed = True
+        async with asyncio.timeout(self._seconds):
+            await connection.add_listener(_CHANNEL, self._hear)
+        if self._lost:
+            log.info("store.hints_back")
+        self._lost, self._changed = False, True
         read_clock = 0.0
         while True:
             if time.monotonic() - read_clock >= CLOCK_SECONDS:
@@ -126,7 +130,11 @@ class Hints:
             self._changed = True
 
     async def _read_clock(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
-        """The true time lies between asking and hearing."""
+        """The true time lies between asking and hearing. Raises ConnectionError if others are heard elsewhere now."""
         asked = time.monotonic_ns()
-        now = await connection.fetchval(f"SELECT {CLOCK}", timeout=self._seconds)
+        row = await connection.fetchrow(_READ_CLOCK, timeout=self._seconds)
+        assert row is not None
+        now, read_only = row
+        if read_only:
+            raise ConnectionError("it has become read-only")
         self._offset = int(now) - (asked + time.monotonic_ns()) // 2
