@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -180,7 +181,9 @@ class Database:
         finally:
             if connection is not None:
                 if not usable:
-                    connection.terminate()
+                    # One that the database has closed has left the pool by itself, and cannot be terminated any more.
+                    with suppress(asyncpg.InterfaceError):
+                        connection.terminate()
                 await self._pool.release(connection)
         if done is not None:
             done(result)
