@@ -67,6 +67,10 @@ def numbers_have_no_gap(_: Journal, evidence: Evidence) -> None:
     del _events(evidence)[2]
 
 
+def one_clock_tells_the_times(_: Journal, evidence: Evidence) -> None:
+    _events(evidence)[0].create_time.seconds += 3600
+
+
 def runs_begin_and_end_once(_: Journal, evidence: Evidence) -> None:
     events = _events(evidence)
     events.append(events[-1])
@@ -185,6 +189,7 @@ def steps_are_whole(_: Journal, evidence: Evidence) -> None:
 DOCTORS: tuple[Doctor, ...] = (
     every_run_is_settled,
     numbers_have_no_gap,
+    one_clock_tells_the_times,
     runs_begin_and_end_once,
     the_last_stop_is_the_run,
     owners_follow_each_other,

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 from agentrpc.v1 import agent_service_pb2 as pb
 from agentrpc.v1 import events_pb2, runs_pb2
+from structlog.testing import capture_logs
 
+from agent_service.domain.errors import AgentServiceError, Reason
 from agent_service.engine import upkeep
+from agent_service.stores.memory import MemoryStore
 from tests.modes import MODES, start
 from tests.scripted_openai import Gate, ScriptedOpenAI, calls, fails, says, silent
 from tests.service import (
@@ -192,6 +195,32 @@ async def test_a_queue_outlives_the_server(shared_store: str, monkeypatch: pytes
                 ]
                 assert said == text
             upstream.check_histories()
+
+
+async def test_the_turn_of_a_queued_run_comes_again_after_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store is away just when the run before it has ended: nothing crashes, and a later look begins it."""
+    away = False
+
+    async def queued_runs(self: MemoryStore, limit: int) -> tuple[tuple[str, str], ...]:
+        if away:
+            raise AgentServiceError(Reason.STORE_UNAVAILABLE, "the store is away")
+        return await found(self, limit)
+
+    found = MemoryStore.queued_runs
+    monkeypatch.setattr(MemoryStore, "queued_runs", queued_runs)
+    monkeypatch.setattr(upkeep, "SWEEP_SECONDS", 0.01)
+    with capture_logs() as logs:
+        async with scripted([CALL, says("A."), says("B.")], "memory") as (client, _):
+            paused = (await client.ask("Code?", SECRET)).run
+            await queue(client, paused.conversation_id, "run-2")
+            away = True
+            await client.answer(paused.run_id, returned(paused.pending_tool_calls[0], "A-1"))
+            assert (await client.run("run-2")).status == QUEUED
+            away = False
+            assert (await ended(client, "run-2")).status == COMPLETED
+    told = {line["event"] for line in logs}
+    assert "runs.not_begun" in told
+    assert "task.crashed" not in told
 
 
 async def test_a_dry_run_says_that_the_run_would_wait(store: str) -> None:

@@ -7,7 +7,14 @@ import pytest
 from agent_service.domain.errors import AgentServiceError, Reason, StaleClaimError
 from agent_service.domain.event import MessageStored, RunCause, RunResumed, RunStopped
 from agent_service.domain.message import ToolReturnContent
-from agent_service.domain.moves import CallResult, cancel, finish_calls, start_calls
+from agent_service.domain.moves import (
+    CANCELLED_BEFORE,
+    UNKNOWN_OUTCOME,
+    CallResult,
+    cancel,
+    finish_calls,
+    start_calls,
+)
 from agent_service.domain.recovery import MAX_LOSSES, hand_over
 from agent_service.domain.run import Claim, RunStatus, StopReason
 from agent_service.domain.tool import CallState, Outcome
@@ -125,6 +132,21 @@ async def test_of_started_calls_only_those_of_idempotent_tools_start_again(store
         await kept.store.owner_move(await kept.claim(), moved(start_calls, ("again",)))
         (call,) = [c for c in (await kept.store.get_run(TENANT, "run_1")).calls if c.tool_call_id == "again"]
         assert (call.state, call.attempts) == (CallState.STARTED, 2)
+
+
+async def test_a_call_that_was_to_start_again_is_cancelled_as_perhaps_executed(store: str) -> None:
+    """Its owner was lost after it had begun; that the run ends before it begins once more undoes nothing."""
+    async with opened(store) as kept:
+        await kept.start()
+        await kept.answer(repeatable("again"), server("next"))
+        await kept.store.owner_move(await kept.claim(), moved(start_calls, ("again",)))
+        assert await kept.recover()
+        await kept.store.move(TENANT, "run_1", moved(cancel))
+        told = [m.content for m in await kept.messages() if isinstance(m.content, ToolReturnContent)]
+        assert [(each.tool_call_id, each.outcome, each.text) for each in told] == [
+            ("again", Outcome.FAILED, UNKNOWN_OUTCOME),
+            ("next", Outcome.CANCELLED, CANCELLED_BEFORE),
+        ]
 
 
 async def test_an_approved_call_is_approved_still_after_a_loss(store: str) -> None:

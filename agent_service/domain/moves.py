@@ -308,11 +308,11 @@ def rest_or_go_on(draft: Draft) -> None:
 
 
 def close_calls(draft: Draft) -> None:
-    """Gives every open call an outcome the model can read: unknown if it was started, else cancelled."""
+    """Gives every open call an outcome the model can read: unknown if it was ever started, else cancelled."""
     for call in draft.batch:
         if call.settled:
             continue
-        if call.state is CallState.STARTED:
+        if call.attempts:  # One whose owner was lost may wait to be started again.
             settle(draft, call, Outcome.FAILED, UNKNOWN_OUTCOME)
         elif call.state is CallState.PENDING and call.executor is Executor.CLIENT:
             settle(draft, call, Outcome.CANCELLED, CANCELLED_UNANSWERED)

@@ -164,7 +164,7 @@ class Runs:
         """Told of what is committed: a run that is over may be what a queued one waits for. One that was queued by
         another process is found by the next look."""
         if self._queues and any(isinstance(e.body, RunStopped) and not e.body.status.active for e in events):
-            self._supervisor.spawn("begin queued runs", self.begin_queued())
+            self._supervisor.spawn("begin queued runs", self._begin_next())
 
     async def build_start(self, tenant: str, new: NewRun) -> Built:
         """The request that the start would lead to; fails as the start would."""
@@ -243,6 +243,12 @@ class Runs:
         if started.ended is not None:
             self.leases.check(tenant, started.ended.run_id, started.ended.epoch)
         self._work(tenant, pinned, Snapshot(started.run, (), started.last_position))
+
+    async def _begin_next(self) -> None:
+        try:
+            await self.begin_queued()
+        except AgentServiceError as error:  # The next look begins them.
+            log.warning("runs.not_begun", error=error.message)
 
     async def _begin(self, tenant: str, run_id: str) -> None:
         try:

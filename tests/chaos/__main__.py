@@ -1,4 +1,4 @@
-"""Attacks servers with kill -9 under load, and checks that nothing was lost and nothing doubled.
+"""Attacks servers, and their database, with kill -9 under load, and checks that nothing was lost and nothing doubled.
 
 The exit code is 1 if the checker found anything, or, with --planted, if it missed a bug.
 """
@@ -12,28 +12,40 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
+
+from tests.chaos import clock
 from tests.chaos.campaign import Size, campaign
 from tests.chaos.fleet import Setup
-from tests.chaos.trial import found, trials
+from tests.chaos.trial import trials
+from tests.postgres import postgres
 
 _SHOWN = 40
-_ROUNDS = ((1, 1), (1, 2), (2, 1))
-"""Servers on the file, and processes of each."""
+_ROUNDS = {"sqlite": ((1, 1), (1, 2), (2, 1)), "postgres": ((2, 1),)}
+"""Servers on the store, and processes of each."""
 
 
 def main() -> int:
     """Runs what the arguments say."""
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
+    on_postgres = arguments.store == "postgres"
+    if arguments.skew and not on_postgres:
+        parser.error("--skew needs --store postgres: the clock of a SQLite file is that of its one host")
+    if arguments.skew and clock.library() is None:
+        parser.error(f"--skew: {clock.MISSING}")
     # The endpoint's clients die in the middle of its answers.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     seed = secrets.randbelow(10**6) if arguments.seed is None else arguments.seed
-    if arguments.planted:
-        return _try_checker(seed)
-    rounds = _ROUNDS if arguments.servers is None else ((arguments.servers, arguments.workers),)
-    size = Size(arguments.conversations, -(-arguments.kills // len(rounds)), arguments.at_once)
-    return max([_round(seed, size, *processes) for processes in rounds])
+    try:
+        if arguments.planted:
+            return _try_checker(seed, on_postgres=on_postgres)
+        return _attack(arguments, seed)
+    except (pytest.skip.Exception, pytest.fail.Exception) as error:
+        parser.exit(1, f"error: {error}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,16 +54,36 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kills", type=int, default=240, help="at least so many, over all rounds (240)")
     parser.add_argument("--conversations", type=int, default=200, help="at least so many in each round (200)")
     parser.add_argument("--at-once", type=int, default=16, help="conversations at the same time (16)")
-    parser.add_argument("--servers", type=int, help="servers on one file (rounds with 1, with 1 of 2 workers, with 2)")
+    parser.add_argument("--store", choices=tuple(_ROUNDS), default="sqlite", help="what the servers share (sqlite)")
+    parser.add_argument("--skew", type=float, default=0.0, metavar="SECONDS", help="of the host clock of one server")
+    parser.add_argument(
+        "--servers", type=int, help="on one store (sqlite: rounds with 1, with 1 of 2 workers, with 2; postgres: 2)"
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes of each server, with --servers (1)")
     parser.add_argument("--planted", action="store_true", help="try the checker on services with one bug each")
     return parser
 
 
-def _round(seed: int, size: Size, servers: int, workers: int) -> int:
-    _say(f"seed {seed}: {servers} server(s) of {workers} process(es), {size.kills} kills")
-    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        result = asyncio.run(campaign(Setup(Path(folder), servers, workers), seed, size))
+def _attack(arguments: argparse.Namespace, seed: int) -> int:
+    given = ((arguments.servers, arguments.workers),)
+    rounds = _ROUNDS[arguments.store] if arguments.servers is None else given
+    size = Size(arguments.conversations, -(-arguments.kills // len(rounds)), arguments.at_once)
+    worst = 0
+    for servers, workers in rounds:
+        skew = f", one with a clock that is off by {arguments.skew:+g} s" if arguments.skew else ""
+        _say(
+            f"seed {seed}: {servers} server(s) of {workers} process(es) on {arguments.store}{skew}, {size.kills} kills"
+        )
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
+            database = stack.enter_context(postgres()) if arguments.store == "postgres" else None
+            setup = Setup(folder, servers, workers, database=database, skew_seconds=arguments.skew)
+            worst = max(worst, _round(setup, seed, size))
+    return worst
+
+
+def _round(setup: Setup, seed: int, size: Size) -> int:
+    result = asyncio.run(campaign(setup, seed, size))
     for name, count in sorted(result.counts.items()):
         _say(f"{count:9} {name}")
     _show(result.findings)
@@ -59,21 +91,23 @@ def _round(seed: int, size: Size, servers: int, workers: int) -> int:
     return 1 if result.findings else 0
 
 
-def _try_checker(seed: int) -> int:
+def _try_checker(seed: int, *, on_postgres: bool) -> int:
     _say(f"seed {seed}: the service with one planted bug at a time")
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        results = asyncio.run(trials(Path(folder), seed))
-    for bug, result in results.items():
-        verdict = "as it should be" if found(bug, result) else "WRONG"
-        _say(f"  {bug}: {len(result.findings)} findings in {result.seconds:.0f} s, {verdict}")
-        if not found(bug, result):
-            _show(result.findings)
-    return 0 if all(found(bug, result) for bug, result in results.items()) else 1
+        tried = asyncio.run(trials(Path(folder), seed, on_postgres=on_postgres))
+    for each in tried:
+        verdict = "as it should be" if each.good else "WRONG"
+        _say(f"  {each.bug}: {len(each.result.findings)} findings in {each.result.seconds:.0f} s, {verdict}")
+        if not each.good:
+            _show(each.result.findings)
+    return 0 if all(each.good for each in tried) else 1
 
 
 def _show(findings: Iterable[str]) -> None:
     for finding in list(findings)[:_SHOWN]:
-        _say(f"  FOUND {' '.join(finding.split())[:600]}")
+        words = " ".join(finding.split())
+        # The end of a traceback says what it was.
+        _say(f"  FOUND {words if len(words) <= 600 else f'{words[:300]} ... {words[-300:]}'}")
 
 
 def _say(line: str) -> None:

@@ -18,6 +18,7 @@ from tests.chaos.journal import Journal
 from tests.chaos.killer import Killer
 from tests.chaos.line import Line, RefusedError, lines
 from tests.chaos.model import endpoint
+from tests.chaos.outages import Outages
 from tests.chaos.plans import turns
 from tests.chaos.talker import Talker
 from tests.service import connected
@@ -70,7 +71,8 @@ async def attack(setup: Setup, seed: int, size: Size) -> Attack:
     journal = Journal()
     async with endpoint() as upstream:
         servers = fleet(setup, upstream)
-        killer = Killer(servers, journal, Random(f"{seed}/kills"), size.kills)
+        outages = Outages(setup.database, Random(f"{seed}/outages")) if setup.database is not None else None
+        killer = Killer(servers, journal, Random(f"{seed}/kills"), size.kills, outages)
         try:
             await servers.start()
             async with lines(servers.targets, journal) as line_for:
@@ -117,7 +119,7 @@ def _crashes(servers: Fleet) -> list[str]:
     paths = [path for server in servers.servers for path in server.log_paths]
     lines = [line for path in paths for line in path.read_text().splitlines()]
     bad = [line for line in lines if '"level": "error"' in line and '"worker.failed"' not in line]
-    return [f"logs_tell_no_crash: {line[:1500]}" for line in bad]
+    return [f"logs_tell_no_crash: {line}" for line in bad]
 
 
 def _counts(evidence: Evidence) -> Counter[str]:

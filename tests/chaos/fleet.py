@@ -1,4 +1,4 @@
-"""The server processes of a campaign, all on one SQLite file, and their deaths."""
+"""The server processes of a campaign, all on one SQLite file or PostgreSQL database, and their deaths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.chaos import clock
 from tests.chaos.tools import LEDGER
+from tests.postgres import Postgres
 from tests.process import PROGRAM, environment, launch
 from tests.scripted_openai import ScriptedOpenAI
 
@@ -22,12 +24,22 @@ LEASE_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Setup:
-    """How servers are started. `program` is what runs `serve`; `workers` are the processes of one server."""
+    """How servers are started. `program` is what runs `serve`; `workers` are the processes of one server.
+
+    Their store is a file in the folder, or the `database`. The host clock of the first is off by `skew_seconds`.
+    """
 
     folder: Path
     servers: int = 1
     workers: int = 1
     program: tuple[str, ...] = PROGRAM
+    database: Postgres | None = None
+    skew_seconds: float = 0.0
+
+    @property
+    def store(self) -> str:
+        """As the setting has it."""
+        return "runs.sqlite3" if self.database is None else self.database.url
 
     @property
     def ledger(self) -> Path:
@@ -53,7 +65,7 @@ class Server:
 
     async def launch(self) -> None:
         """Begins a process; it does not serve yet."""
-        flags = ["--port", str(self.port), "--store", "runs.sqlite3", "--tools", "tests.chaos.tools"]
+        flags = ["--port", str(self.port), "--store", self.setup.store, "--tools", "tests.chaos.tools"]
         if self.setup.workers > 1:
             flags += ["--workers", str(self.setup.workers)]
         self.process, log_path = await launch(self.setup.folder, self.env, *flags, program=self.setup.program)
@@ -95,6 +107,7 @@ class Server:
         """Returns once the killed process is no more."""
         assert self.process is not None
         await self.process.communicate()
+        clock.clean_up(self.process.pid)
 
 
 @dataclass
@@ -109,7 +122,7 @@ class Fleet:
         return [server.target for server in self.servers]
 
     async def start(self) -> None:
-        """Starts them, the first one first: it makes the file."""
+        """Starts them, the first one first: it makes the tables."""
         for server in self.servers:
             await server.launch()
             await server.ready()
@@ -126,7 +139,9 @@ def fleet(setup: Setup, upstream: ScriptedOpenAI) -> Fleet:
     """The servers, not started yet."""
     env = environment(upstream, AGENT_SERVICE_LEASE_SECONDS=str(LEASE_SECONDS), AGENT_SERVICE_MODEL="scripted-model")
     env[LEDGER] = str(setup.ledger)
-    return Fleet([Server(setup, _free_port(), env) for _ in range(setup.servers)])
+    skewed = env | clock.off_by(setup.skew_seconds) if setup.skew_seconds else env
+    others = [env] * (setup.servers - 1)
+    return Fleet([Server(setup, _free_port(), each) for each in (skewed, *others)])
 
 
 def _free_port() -> int:

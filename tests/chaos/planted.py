@@ -1,4 +1,4 @@
-"""The service with one planted bug: `python -m tests.chaos.planted BUG serve ...`. The checker must find each of them.
+"""The service on SQLite with one planted bug: `python -m tests.chaos.planted BUG serve ...`; the checker must find it.
 
 Where the schema of the SQLite file would catch a bug by itself, the bug takes that net away, too.
 """
@@ -37,7 +37,7 @@ def publish_before_commit() -> None:
             job.done = None
             time.sleep(_COMMIT_SECONDS)
 
-    _patch(sqlite_thread.SqliteThread, "_attempt", attempt_and_tell)
+    patch(sqlite_thread.SqliteThread, "_attempt", attempt_and_tell)
 
 
 def stale_epoch_accepted() -> None:
@@ -46,15 +46,8 @@ def stale_epoch_accepted() -> None:
     async def owner_move(self: Any, claim: Claim, move: Move[Any]) -> Any:
         return await self._move(claim.tenant, claim.run_id, move, (), "", None)
 
-    async def renew(self: Any) -> None:
-        await self._store.renew(self.held, self.owner.lease)
-
-    def check(self: Any, tenant: str, run_id: str, epoch: int) -> None:
-        del self, tenant, run_id, epoch
-
-    _patch(sqlite.SqliteStore, "owner_move", owner_move)
-    _patch(leases.Leases, "renew", renew)
-    _patch(leases.Leases, "check", check)
+    patch(sqlite.SqliteStore, "owner_move", owner_move)
+    owners_hear_nothing()
     _without_nets()
 
 
@@ -68,7 +61,7 @@ def number_used_twice() -> None:
             self.run = replace(self.run, last_sequence=event.sequence - 1)
         return event
 
-    _patch(Draft, "emit", emit_again)
+    patch(Draft, "emit", emit_again)
     _without_nets()
 
 
@@ -78,7 +71,7 @@ def receipt_not_stored() -> None:
     def forget(self: Draft, receipt: Receipt) -> None:
         del receipt
 
-    _patch(Draft, "keep_receipt", forget)
+    patch(Draft, "keep_receipt", forget)
 
 
 def row_lock_skipped() -> None:
@@ -99,7 +92,7 @@ def row_lock_skipped() -> None:
         await self._writer.run(write, self._tell)
         return result
 
-    _patch(sqlite.SqliteStore, "_move", move_unlocked)
+    patch(sqlite.SqliteStore, "_move", move_unlocked)
     _without_nets()
 
 
@@ -114,8 +107,8 @@ def late_answer_accepted() -> None:
         call = call_of(draft, answer)
         return replace(call, state=CallState.PENDING) if call.settled else call
 
-    _patch(submit, "_is_fresh", always)
-    _patch(submit, "_call", reopened)
+    patch(submit, "_is_fresh", always)
+    patch(submit, "_call", reopened)
     _without_nets()
 
 
@@ -128,7 +121,7 @@ def second_final_stop() -> None:
             moves.emit_stopped(draft)
         cancel(draft, *args)
 
-    _patch(runs, "cancel", cancel_again)
+    patch(runs, "cancel", cancel_again)
     _without_nets()
 
 
@@ -142,7 +135,7 @@ def doubled_resume() -> None:
             self._work(tenant, pinned, submitted.snapshot)
         return submitted
 
-    _patch(runs.Runs, "_submit", taken_again)
+    patch(runs.Runs, "_submit", taken_again)
     _without_nets()
 
 
@@ -154,7 +147,7 @@ def started_tool_runs_again() -> None:
         tools = tuple(replace(tool, idempotent=True) for tool in pinned.tools)
         return go_on(draft, cause, replace(pinned, tools=tools), owner)
 
-    _patch(recovery, "_go_on", go_on_with_all)
+    patch(recovery, "_go_on", go_on_with_all)
 
 
 BUGS: dict[str, Callable[[], None]] = {
@@ -173,10 +166,24 @@ BUGS: dict[str, Callable[[], None]] = {
 }
 
 
-def _patch(owner: object, name: str, value: object) -> None:
+def patch(owner: object, name: str, value: object) -> None:
+    """Replaces something of the service, which must be there."""
     if not hasattr(owner, name):
         raise AttributeError(f"{owner} has no {name} any more: plant this bug elsewhere")
     setattr(owner, name, value)
+
+
+def owners_hear_nothing() -> None:
+    """No owner learns that a run was taken from it, unless a write of it is refused."""
+
+    async def renew(self: Any) -> None:
+        await self._store.renew(self.held, self.owner.lease)
+
+    def check(self: Any, tenant: str, run_id: str, epoch: int) -> None:
+        del self, tenant, run_id, epoch
+
+    patch(leases.Leases, "renew", renew)
+    patch(leases.Leases, "check", check)
 
 
 def _without_nets() -> None:
@@ -190,7 +197,7 @@ def _without_nets() -> None:
             connection.execute(f"DROP {kind} {name}")
         return _Replacing(connection)
 
-    _patch(sqlite, "open_database", open_database)
+    patch(sqlite, "open_database", open_database)
 
 
 class _Replacing:

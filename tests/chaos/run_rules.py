@@ -12,6 +12,9 @@ from tests.chaos.journal import TERMINAL, Journal, raw
 
 Event = events_pb2.RunEvent
 
+_LEAP_SECONDS = 1.0
+"""By so much a clock may be set back during a campaign."""
+
 
 def every_run_is_settled(journal: Journal, evidence: Evidence) -> Iterator[str]:
     """COMPLETED or CANCELLED; a run that its client left may also be PAUSED. A run that was interrupted when its
@@ -33,6 +36,15 @@ def numbers_have_no_gap(_: Journal, evidence: Evidence) -> Iterator[str]:
         last = evidence.runs[run_id].last_sequence
         if numbers != list(range(1, last + 1)):
             yield f"{run_id} has the events {numbers}, and its last one is {last}"
+
+
+def one_clock_tells_the_times(_: Journal, evidence: Evidence) -> Iterator[str]:
+    """No event is earlier than the one before it, whichever server wrote them."""
+    for run_id, events in evidence.events.items():
+        times = [event.create_time.ToNanoseconds() / 1e9 for event in events]
+        for (earlier, later), event in zip(pairwise(times), events[1:], strict=True):
+            if later < earlier - _LEAP_SECONDS:
+                yield f"{run_id}: event {event.sequence} is {earlier - later:.0f} s earlier than the one before"
 
 
 def runs_begin_and_end_once(_: Journal, evidence: Evidence) -> Iterator[str]:
@@ -104,6 +116,7 @@ def _begins(event: Event) -> bool:
 RULES = (
     every_run_is_settled,
     numbers_have_no_gap,
+    one_clock_tells_the_times,
     runs_begin_and_end_once,
     the_last_stop_is_the_run,
     owners_follow_each_other,

@@ -16,7 +16,7 @@ from tests.chaos.line import Line, RefusedError
 from tests.chaos.plans import Turn
 from tests.service import Client, step
 
-_LEAVE_SHARE, _WATCH_SHARE, _CANCEL_SECONDS = 0.3, 0.3, 0.4
+_LEAVE_SHARE, _WATCH_SHARE, _CANCEL_SECONDS, _LOOK_SECONDS = 0.3, 0.3, 0.4, 0.1
 ASK = tools_pb2.ClientToolSchema(
     name="ask",
     description="Asks a person.",
@@ -51,9 +51,13 @@ class Talker:
         """Starts the next turn while this one goes on."""
         self._journal.pressed.add(turn.run_id)
         self._journal.counts[f"starts that {following.busy}"] += 1
-        conversation_id = (await self._get(turn.run_id)).conversation_id
+        run = await self._get(turn.run_id)
         await asyncio.sleep(self._rng.uniform(0, _CANCEL_SECONDS))
-        await self._start(following, conversation_id)
+        # A run that still waits for its turn is not superseded: it would wait for the next one, and its client for it.
+        while following.busy == "supersede" and run.status == runs_pb2.RUN_STATUS_QUEUED:
+            await asyncio.sleep(_LOOK_SECONDS)
+            run = await self._get(turn.run_id)
+        await self._start(following, run.conversation_id)
 
     async def _turn(self, turn: Turn, conversation_id: str) -> str:
         watching = None
