@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import ExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from agent_service.domain.event import (
 )
 from agent_service.domain.message import AssistantContent, Message
 from agent_service.domain.run import RunStatus, StopReason, Usage
-from agent_service.engine.hub import LOOKS, OWNER_LOOKS, Channel, Hub, OpenPart, Subscription
+from agent_service.engine.hub import Channel, Hub, OpenPart, Subscription
 from agent_service.engine.watch import PAGE, Follow, follow, merged
 
 pytestmark = pytest.mark.anyio
@@ -481,22 +481,3 @@ async def test_a_reader_that_falls_behind_before_it_reads_goes_to_the_log() -> N
         what = Follow(TENANT, RUN, 1, next_stop=True, fresh=True, max_wait=0.0)
         seen = [event async for event in follow(writer, subscription, what)]  # type: ignore[arg-type]  # all of the store that is needed here
     assert seen == writer.log[1:]
-
-
-@pytest.mark.parametrize(("worked_on", "looks"), [(False, LOOKS), (True, OWNER_LOOKS)])
-async def test_what_is_stored_may_be_on_its_way_for_a_while(worked_on: bool, looks: int) -> None:
-    """A reader is sent to the log when what the log was seen to hold has not come after some looks: more of them where
-    the run is worked on, since there it comes almost always, and who reads the log instead loses deltas."""
-    hub = Hub(16)
-    with ExitStack() as stack, hub.subscribe(TENANT, RUN, deltas=True) as subscription:
-        if worked_on:
-            stack.enter_context(hub.own(TENANT, RUN, 1))
-        for sequence in (2, 3):
-            for _ in range(looks - 1):
-                assert hub.hear(TENANT, RUN, sequence)
-            assert not subscription.lagging
-            hub.publish(TENANT, RUN, (Event(RUN, sequence, "", 0, PAUSED),))
-            assert not hub.hear(TENANT, RUN, sequence)
-        for _ in range(looks):
-            hub.hear(TENANT, RUN, 4)
-        assert subscription.lagging

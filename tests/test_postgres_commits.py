@@ -16,6 +16,7 @@ from agent_service.stores.postgres_database import Connection, Database
 from tests.persistent import COMPLETED, PAUSED, Callers, Watcher, is_unavailable, script, until
 from tests.postgres import Postgres
 from tests.service import SECRET, Client, durable, refusal, returned, scripted, step, submit
+from tests.store_contract import TENANT, opened
 from tests.stored import SCHEMA, emptied, rows
 
 pytestmark = pytest.mark.anyio
@@ -205,3 +206,32 @@ async def test_what_the_database_rolled_back_is_not_taken_for_committed(url: str
     with pytest.raises(AssertionError, match="nothing was committed"):
         await database.write(work)
     await database.close()
+
+
+async def test_a_commit_is_told_here_before_it_is_seen_as_written_elsewhere(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked how far a run is while the answer to a commit of this process is on its way, the store says so only when what
+    was committed has been told: else its readers would look for it in the log, and lose deltas."""
+    heard = asyncio.Event()
+    transact = Database._transact
+
+    async def late(self: Database, work: Any, begin: str, deadline: float) -> Any:
+        result = await transact(self, work, begin, deadline)
+        if begin == "BEGIN":
+            await heard.wait()
+        return result
+
+    monkeypatch.setattr(Database, "_transact", late)
+    async with opened(url) as kept:
+        starting = asyncio.create_task(kept.start("run_1"))
+        await until(lambda: rows(url, "SELECT 1 FROM runs"), "not committed")
+        asked = asyncio.create_task(kept.store.standing([(TENANT, "run_1")]))
+        await until(
+            lambda: rows(url, "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%last_sequence, epoch%unnest%'")
+        )
+        assert not asked.done()
+        assert kept.told == []
+        heard.set()
+        assert (await asked)[TENANT, "run_1"].last_sequence == kept.told[0][2][-1].sequence
+        await starting

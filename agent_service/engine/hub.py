@@ -13,11 +13,6 @@ from dataclasses import dataclass, field
 
 from agent_service.domain.event import ArgumentsDelta, DeltaBody, Event, ReasoningDelta, TextDelta
 
-LOOKS = 2
-"""After how many looks at the log readers go there for what this process has not told."""
-OWNER_LOOKS = 8
-"""The same while this process works on the run."""
-
 
 class Subscription:
     """A bounded queue of the events of one run, for one reader."""
@@ -125,7 +120,6 @@ class Channel:
         self.sequence = 0
         self._told = 0
         self._heard = 0
-        self._looks = 0
 
     def tell(self, events: Sequence[Event]) -> None:
         """Passes on what was committed by this process."""
@@ -140,15 +134,11 @@ class Channel:
 
     def hear(self, sequence: int) -> bool:
         """The log was seen to reach `sequence`. True: ask again soon, because what is missing may be on its way from
-        this process. What is still missing then was written by another one, and readers go to the log for it.
-
-        Of a run that is worked on here almost everything is on its way, and who reads the log instead loses deltas."""
+        this process. What is still missing then was written by another one, and readers go to the log for it."""
         if sequence <= self._told:
             return False
         if self._heard <= self._told:
-            self._heard, self._looks = sequence, 0
-        self._looks += 1
-        if self._looks < (OWNER_LOOKS if self.owners else LOOKS):
+            self._heard = sequence
             return True
         self._told = self._heard
         for subscription in self.subscriptions:

@@ -219,7 +219,10 @@ class PostgresStore:
 
     async def standing(self, runs: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], Standing]:
         """See RunStore."""
-        return await leases.standing(self.database, runs)
+        found = await leases.standing(self.database, runs)
+        # A commit of this process can be seen before its answer is here. It must be told before others hear of it.
+        await self.database.told()
+        return found
 
     async def close(self) -> None:
         """See RunStore."""

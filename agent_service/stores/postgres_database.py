@@ -113,6 +113,11 @@ class Database:
 
         return await self._shielded(self._insist(statement, None, "", 1))
 
+    async def told(self) -> None:
+        """Returns when all that is committed by now was told, if it was committed through this object."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+
     async def close(self) -> None:
         """Finishes what was begun and closes."""
         while self._tasks:

@@ -83,6 +83,10 @@ class Hosts:
             "statement_timeout": milliseconds,
             # A process that stands still in the middle of a transaction must not keep others from its rows.
             "idle_in_transaction_session_timeout": milliseconds,
+            # Nor must one whose host is gone, of which the server hears nothing at all.
+            "tcp_keepalives_idle": "10",
+            "tcp_keepalives_interval": "5",
+            "tcp_keepalives_count": "3",
         }
 
     async def connect(self) -> DatedConnection:
@@ -111,6 +115,8 @@ class Hosts:
                     server_settings=self._settings,
                     target_session_attrs=SessionAttribute.read_write,
                 )
+                # Makes the driver look up these types now, and not while a transaction holds locks.
+                await connection.fetchval("SELECT $1::int[], $2::bigint[]", [], [], timeout=self._seconds)
             except TargetServerAttributeNotMatched:
                 failed.append(ConnectionError(f"{without_password(url)} is read-only, a standby perhaps"))
             except TimeoutError:

@@ -14,12 +14,12 @@ from typing import Any
 from agent_service.cli import main
 from agent_service.domain.run import Claim
 from agent_service.engine.store import Move
-from agent_service.stores import postgres_database
 from agent_service.stores import postgres_rows as rows
 from agent_service.stores.postgres import PostgresStore
 from agent_service.stores.postgres_batches import Batches, Job
 from agent_service.stores.postgres_database import Connection, Database, Work
 from agent_service.stores.postgres_hints import Hints
+from agent_service.stores.postgres_hosts import Hosts
 from agent_service.stores.postgres_rows import Found, Wanted
 from tests.chaos.planted import owners_hear_nothing, patch
 
@@ -63,8 +63,13 @@ def acknowledged_before_commit() -> None:
 
 def acknowledged_before_flush() -> None:
     """What is committed is told and acknowledged while it is in the memory of the database only."""
-    settings = postgres_database._SERVER_SETTINGS
-    patch(postgres_database, "_SERVER_SETTINGS", settings | {"synchronous_commit": "off"})
+    init = Hosts.__init__
+
+    def init_unflushed(self: Hosts, url: str, seconds: float) -> None:
+        init(self, url, seconds)
+        self._settings["synchronous_commit"] = "off"
+
+    patch(Hosts, "__init__", init_unflushed)
 
 
 def stale_epoch_accepted() -> None:
