@@ -13,13 +13,17 @@ GIVES = {"return": "returned", "other": "returned", "error": "failed", "approve"
 
 @dataclass
 class BelievedCall:
-    """What the model believes of a call; `answer` is what the caller said, `taken` the receipt that took it."""
+    """What the model believes of a call; `answer` is what the caller said, `taken` the receipt that took it.
+
+    `begun`: it was started, perhaps by an owner that was lost.
+    """
 
     name: str
     kind: str
     state: str
     answer: str = ""
     taken: int = 0
+    begun: bool = False
 
     @property
     def open(self) -> bool:
@@ -70,7 +74,7 @@ class BelievedRun:
     def close(self) -> None:
         for call in self.batch:
             if call.open:
-                call.state = "failed" if call.state == "started" else "cancelled"
+                call.state = "failed" if call.begun else "cancelled"
 
     def lose(self) -> bool:
         """The owner is gone; True if the next one works on."""

@@ -260,7 +260,7 @@ class RunMachine(RuleBasedStateMachine):
         """The server begins to execute a call."""
         call = draw(st.sampled_from(self.current.startable))
         self.own(start_calls, (call.name,))
-        call.state = "started"
+        call.state, call.begun = "started", True
 
     def tool_finishes(self, draw: Draw) -> None:
         """A call that was started gets its outcome."""
