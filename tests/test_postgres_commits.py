@@ -211,8 +211,8 @@ async def test_what_the_database_rolled_back_is_not_taken_for_committed(url: str
 async def test_a_commit_is_told_here_before_it_is_seen_as_written_elsewhere(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Asked how far a run is while the answer to a commit of this process is on its way, the store says so only when what
-    was committed has been told: else its readers would look for it in the log, and lose deltas."""
+    """Asked how far a run is while the answer to a commit of this process is on its way, the store says so only when
+    what was committed has been told: else its readers would look for it in the log, and lose deltas."""
     heard = asyncio.Event()
     transact = Database._transact
 
@@ -227,9 +227,7 @@ async def test_a_commit_is_told_here_before_it_is_seen_as_written_elsewhere(
         starting = asyncio.create_task(kept.start("run_1"))
         await until(lambda: rows(url, "SELECT 1 FROM runs"), "not committed")
         asked = asyncio.create_task(kept.store.standing([(TENANT, "run_1")]))
-        await until(
-            lambda: rows(url, "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%last_sequence, epoch%unnest%'")
-        )
+        await until(waiting(url, "state = 'idle' AND query LIKE '%last_sequence, epoch%'"), "not looked")
         assert not asked.done()
         assert kept.told == []
         heard.set()
