@@ -225,11 +225,12 @@ async def test_a_commit_is_told_here_before_it_is_seen_as_written_elsewhere(
     monkeypatch.setattr(Database, "_transact", late)
     async with opened(url) as kept:
         starting = asyncio.create_task(kept.start("run_1"))
-        await until(lambda: rows(url, "SELECT 1 FROM runs"), "not committed")
-        asked = asyncio.create_task(kept.store.standing([(TENANT, "run_1")]))
-        await until(waiting(url, "state = 'idle' AND query LIKE '%last_sequence, epoch%'"), "not looked")
-        assert not asked.done()
-        assert kept.told == []
-        heard.set()
+        try:
+            await until(lambda: rows(url, "SELECT 1 FROM runs"), "not committed")
+            asked = asyncio.create_task(kept.store.standing([(TENANT, "run_1")]))
+            await until(waiting(url, "state = 'idle' AND query LIKE '%last_sequence, epoch%'"), "not looked")
+            assert (asked.done(), kept.told) == (False, [])
+        finally:
+            heard.set()
         assert (await asked)[TENANT, "run_1"].last_sequence == kept.told[0][2][-1].sequence
         await starting
