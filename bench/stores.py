@@ -83,7 +83,7 @@ async def measure(
         for _ in range(count):
             await work()
 
-    await asyncio.gather(*(caller(4) for _ in range(callers)))
+    await asyncio.gather(*(caller(max(4, 128 // callers)) for _ in range(callers)))
     with Used(server) as used:
         await asyncio.gather(*(caller(each) for _ in range(callers)))
     return Row(name, callers, each * callers, used)

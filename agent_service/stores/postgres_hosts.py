@@ -77,6 +77,7 @@ class Hosts:
             # while the tables were almost empty must still be good when they are not, so each goes by the indexes.
             "plan_cache_mode": "force_generic_plan",
             "enable_seqscan": "off",
+            "enable_bitmapscan": "off",
             "enable_hashjoin": "off",
             "enable_mergejoin": "off",
             # The server does not learn of a client that gave up, and would keep the connection until it has the lock.

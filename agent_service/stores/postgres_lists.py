@@ -52,7 +52,8 @@ class _Where:
         if page.id:
             self.add(f"({time}, {row_id}) {beyond} ({{}}::bigint, {{}})", page.time, page.id)
         conditions = " AND ".join(self._conditions)
-        return f"WHERE {conditions} ORDER BY {time} {order}, {row_id} {order} LIMIT {self._place(page.limit)}"
+        # A number, so that the plan is made for a few rows: for an unknown number it might sort all of them.
+        return f"WHERE {conditions} ORDER BY {time} {order}, {row_id} {order} LIMIT {page.limit:d}"
 
     def _place(self, value: object) -> str:
         self.values.append(value)

@@ -209,13 +209,14 @@ async def load_pinned(database: Database, tenant: str, run_id: str) -> Pinned:
     return codec.decode_pinned(*rows[0])
 
 
-# The sizes are known without reading what is stored apart from its row.
+# The sizes are known without reading what is stored apart from its row. A limit is a number in the text, so that the plan
+# is made for a few rows.
 _EVENTS = f"""
     SELECT * FROM (
         SELECT {EVENT_COLUMNS}, sum(octet_length(coalesce(e.body, m.body))) OVER (ORDER BY e.sequence)
             - octet_length(coalesce(e.body, m.body)) AS bytes_before
         FROM runs r CROSS JOIN LATERAL (
-            SELECT * FROM events WHERE run_key = r.run_key AND sequence > $3 ORDER BY sequence LIMIT $4) AS e
+            SELECT * FROM events WHERE run_key = r.run_key AND sequence > $3 ORDER BY sequence LIMIT {{limit:d}}) AS e
         LEFT JOIN messages m ON m.conversation_key = r.conversation_key AND m.position = e.position
         LEFT JOIN conversations c ON c.conversation_key = m.conversation_key
         WHERE r.tenant = $1 AND r.run_id = $2
@@ -224,7 +225,7 @@ _EVENTS = f"""
 
 async def load_events(database: Database, tenant: str, run_id: str, after: int, limit: int) -> tuple[Event, ...]:
     """A page of events. Raises RUN_NOT_FOUND."""
-    rows = await database.fetch(_EVENTS, tenant, run_id, after, limit)
+    rows = await database.fetch(_EVENTS.format(limit=limit), tenant, run_id, after)
     if not rows and not await database.fetch("SELECT FROM runs WHERE tenant = $1 AND run_id = $2", tenant, run_id):
         raise run_not_found(run_id)
     return tuple(event_of(run_id, *columns) for *columns, _ in rows)
@@ -237,7 +238,7 @@ def _messages(order: str, beyond: str) -> str:
             FROM (
                 SELECT * FROM messages
                 WHERE conversation_key = $1 AND position {beyond} $2 AND ($3 = '' OR run_id = $3)
-                ORDER BY position {order} LIMIT $4) AS page
+                ORDER BY position {order} LIMIT {{limit:d}}) AS page
         ) AS m JOIN conversations c USING (conversation_key)
         WHERE m.bytes_before < {PAGE_BYTES} ORDER BY m.position {order}"""
 
@@ -258,7 +259,8 @@ async def load_messages(
         raise conversation_not_found(conversation_id)
     ((key, next_position),) = found
     start = after or (next_position if descending else 0)
-    rows = await database.fetch(_DESCENDING if descending else _ASCENDING, key, start, run_id, limit)
+    page = (_DESCENDING if descending else _ASCENDING).format(limit=limit)
+    rows = await database.fetch(page, key, start, run_id)
     return tuple(message_of(*row) for row in rows)
 
 
