@@ -21,7 +21,7 @@ from tests.ruled import outcomes
 from tests.scripted_openai import calls, says
 from tests.service import SECRET, kinds, returned, scripted, step, submit
 from tests.store_contract import TENANT, Kept, approval, approves, client, denies, opened, returns, server, timed
-from tests.test_batches import CODE, ORDER, ORDERS, PAY, SAID, executions, searches, stops
+from tests.test_batches import BOUND, CODE, ORDER, ORDERS, PAY, SAID, executions, searches, stops
 from tests.test_server_tools import approve, deny
 from tests.tool_desk import Desk
 
@@ -35,7 +35,8 @@ async def test_server_tools_wait_for_the_caller(store: str, desk: Desk, order: s
     model's order, and each once."""
     batch = ORDERS[order]
     async with scripted([calls(*batch), says("Done.")], store) as (client, upstream):
-        paused = await start(client, mode, step("All.", SECRET, run_id="run-1", server_tools_wait=True))
+        starting = start(client, mode, step("All.", SECRET, run_id="run-1", server_tools_wait=True))
+        paused = await asyncio.wait_for(starting, BOUND)
         assert kinds(paused.messages) == ["user", "tool_call"]
         assert paused.run.status == runs_pb2.RUN_STATUS_PAUSED
         waiting = {call.name: call for call in paused.run.pending_tool_calls}
@@ -70,7 +71,7 @@ async def test_an_answer_without_calls_for_the_caller_waits_for_nothing(store: s
 async def test_a_denial_is_an_answer_too(store: str, desk: Desk) -> None:
     """After it the server's own calls are executed, and the denied one is not."""
     async with scripted([calls(PAY, ORDER), says("Done.")], store) as (client, upstream):
-        paused = (await client.ask("Both.", run_id="run-1", server_tools_wait=True)).run
+        paused = (await asyncio.wait_for(client.ask("Both.", run_id="run-1", server_tools_wait=True), BOUND)).run
         denied = client.answer("run-1", approvals=[deny(paused.pending_tool_calls[0], "too dear")])
         resuming = asyncio.ensure_future(denied)
         (await executions(desk, 1))["pay"].answer("paid")
@@ -85,9 +86,9 @@ async def test_server_tools_start_when_the_last_call_has_expired(store: str, des
     quick.CopyFrom(SECRET)
     quick.timeout.CopyFrom(Duration(nanos=10_000_000))
     async with scripted([calls(PAY, CODE), says("Done.")], store) as (client, upstream):
-        await client.ask("Both.", quick, run_id="run-1", server_tools_wait=True)
+        await asyncio.wait_for(client.ask("Both.", quick, run_id="run-1", server_tools_wait=True), BOUND)
         (await executions(desk, 1))["pay"].answer("paid")
-        events = await asyncio.wait_for(client.watch("run-1"), 15)
+        events = await asyncio.wait_for(client.watch("run-1"), BOUND)
         assert stops(events) == [runs_pb2.RUN_STATUS_PAUSED, runs_pb2.RUN_STATUS_COMPLETED]
         assert [text.partition(".")[0] for text in upstream.requests[1].new_returns] == [
             "paid",
@@ -98,7 +99,9 @@ async def test_server_tools_start_when_the_last_call_has_expired(store: str, des
 async def test_a_dry_run_of_the_last_answer_names_what_is_executed_first(store: str, desk: Desk) -> None:
     """No request can be built before the server tools have their outcomes."""
     async with scripted([calls(PAY, CODE)], store) as (client, _):
-        paused = (await client.ask("Both.", SECRET, run_id="run-1", server_tools_wait=True)).run
+        paused = (
+            await asyncio.wait_for(client.ask("Both.", SECRET, run_id="run-1", server_tools_wait=True), BOUND)
+        ).run
         answers = submit("run-1", returned(paused.pending_tool_calls[0], "SECRET-42"))
         built = await client.agent.BuildRequest(pb.BuildRequestRequest(submit=answers))
         assert [call.name for call in built.not_buildable.server_tool_calls] == ["pay"]
@@ -108,7 +111,9 @@ async def test_a_dry_run_of_the_last_answer_names_what_is_executed_first(store: 
 async def test_a_cancelled_pause_executes_nothing(store: str, desk: Desk) -> None:
     """The server's own calls are told to the model as not executed."""
     async with scripted([calls(PAY, CODE)], store) as (client, _):
-        paused = (await client.ask("Both.", SECRET, run_id="run-1", server_tools_wait=True)).run
+        paused = (
+            await asyncio.wait_for(client.ask("Both.", SECRET, run_id="run-1", server_tools_wait=True), BOUND)
+        ).run
         await client.cancel("run-1")
         told = outcomes(await client.messages(paused.conversation_id))
         assert told[0] == ("pay", CANCELLED_BEFORE)
