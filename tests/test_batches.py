@@ -20,12 +20,16 @@ from tests.tool_desk import Desk, Execution
 pytestmark = pytest.mark.anyio
 
 BOUND = 15.0
-PAY, CODE, ORDER = ("pay", {"amount": 7}), ("get_secret_code", {"name": "Alice"}), ("order", {"article": "A-1"})
+Wanted = tuple[str, dict[str, Any]]
+"""A call that the model makes."""
+PAY: Wanted = ("pay", {"amount": 7})
+CODE: Wanted = ("get_secret_code", {"name": "Alice"})
+ORDER: Wanted = ("order", {"article": "A-1"})
 SAID = {"pay": "paid", "get_secret_code": "SECRET-42", "order": "ordered"}
 ORDERS = {"server first": (PAY, CODE, ORDER), "client first": (CODE, ORDER, PAY), "approval first": (ORDER, PAY, CODE)}
 
 
-def searches(count: int) -> list[tuple[str, dict[str, str]]]:
+def searches(count: int) -> list[Wanted]:
     """Calls of a parallel-safe tool, numbered from 0."""
     return [("search", {"query": str(number)}) for number in range(count)]
 
@@ -47,7 +51,7 @@ async def until_told(client: Client, run_id: str, *texts: str) -> None:
     raise AssertionError(f"not told: {wanted}")
 
 
-def stops(events: Sequence[events_pb2.RunEvent]) -> list[runs_pb2.RunStatus]:
+def stops(events: Sequence[events_pb2.RunEvent]) -> list[runs_pb2.RunStatus.ValueType]:
     """The statuses of the stops among events."""
     return [event.run_stopped.status for event in events if event.HasField("run_stopped")]
 
