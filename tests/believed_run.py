@@ -36,6 +36,7 @@ class BelievedRun:
 
     run_id: str
     max_steps: int
+    waits: bool = False
     status: str = "running"
     epoch: int = 1
     steps: int = 0
@@ -59,9 +60,9 @@ class BelievedRun:
 
     @property
     def startable(self) -> list[BelievedCall]:
-        approved = [] if self.pending else [call for call in self.batch if call.state == "approved"]
-        proposed = [call for call in self.batch if call.state == "proposed"]
-        return [call for call in self.batch if call in proposed or call in approved]
+        held = {"approved", "proposed"} if self.waits else {"approved"}
+        ready = {"approved", "proposed"} - (held if self.pending else set())
+        return [call for call in self.batch if call.state in ready]
 
     @property
     def started(self) -> list[BelievedCall]:

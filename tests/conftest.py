@@ -19,6 +19,7 @@ from agent_service.stores.postgres import PostgresStore
 from tests.postgres import MISSING, Postgres, postgres
 from tests.store_contract import Clock
 from tests.stored import emptied
+from tests.tool_desk import Desk
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +66,15 @@ def postgres_server() -> Iterator[Postgres]:
     """One server for all tests that need no other. Whoever wants it empty takes `store` or `shared_store`."""
     with postgres(durable=False) as server:
         yield server
+
+
+@pytest.fixture
+async def desk(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
+    """Where the server tools of a service in this process ask what to do."""
+    async with Desk() as desk:
+        for name, value in desk.environment.items():
+            monkeypatch.setenv(name, value)
+        yield desk
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])

@@ -11,7 +11,7 @@ from typing import Any
 from agent_service.engine.tools import ToolContext
 from agent_service.tools import server_tool
 
-__all__ = ["look_up", "order", "pay", "wipe"]
+__all__ = ["fetch", "look_up", "order", "pay", "search", "wipe"]
 
 DESK_PORT = "TOOL_DESK_PORT"
 """The environment variable that names the port of the desk."""
@@ -40,6 +40,18 @@ async def wipe(path: str, context: ToolContext) -> str:
 async def order(article: str, context: ToolContext) -> str:
     """Orders something, once somebody said so. Must not be repeated."""
     return await _at_the_desk("order", context, article=article)
+
+
+@server_tool(idempotent=True, parallel_safe=True)
+async def search(query: str, context: ToolContext) -> str:
+    """Finds something, also beside other calls. May be repeated."""
+    return await _at_the_desk("search", context, query=query)
+
+
+@server_tool(parallel_safe=True)
+async def fetch(url: str, context: ToolContext) -> str:
+    """Gets something, also beside other calls. Must not be repeated."""
+    return await _at_the_desk("fetch", context, url=url)
 
 
 async def _at_the_desk(tool: str, context: ToolContext, /, **arguments: Any) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 
 from agent_service.engine.tools import ToolContext
 from agent_service.tools import server_tool
 from tests.scripted_openai import Gate
 
-__all__ = ["add", "delete_file", "get_secret_code", "hold", "send_message"]
+__all__ = ["add", "broken", "delete_file", "endless", "get_secret_code", "hold", "send_message"]
 
 executions: Counter[str] = Counter()
 """How often each call was executed, by its tool_call_id."""
@@ -41,6 +42,19 @@ async def hold(context: ToolContext) -> str:
     gate.step_sent()
     await gate.next_step()
     return "held"
+
+
+@server_tool(parallel_safe=True)
+async def broken() -> str:
+    """Fails."""
+    raise ValueError("it is broken")
+
+
+@server_tool(parallel_safe=True, timeout=0.05)
+async def endless() -> str:
+    """Never ends by itself."""
+    await asyncio.Event().wait()
+    return "ended"
 
 
 @server_tool(requires_approval=True)

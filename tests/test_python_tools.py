@@ -233,14 +233,14 @@ def test_a_plain_function_has_the_default_options() -> None:
     schema = load(plain).schema("plain")
     assert schema is not None
     assert (schema.name, schema.description, schema.executor) == ("plain", "Does nothing.", Executor.SERVER)
-    assert (schema.requires_approval, schema.idempotent) == (False, False)
+    assert (schema.requires_approval, schema.idempotent, schema.parallel_safe) == (False, False, False)
     assert schema.parameters_json == '{"additionalProperties":false,"properties":{},"type":"object"}'
 
 
 async def test_the_decorator_sets_options() -> None:
     """`server_tool` sets the name, approval and idempotency, and leaves the function as it was."""
 
-    @server_tool(name="send-mail", requires_approval=True, idempotent=True)
+    @server_tool(name="send-mail", requires_approval=True, idempotent=True, parallel_safe=True)
     def send() -> str:
         return "sent"
 
@@ -248,7 +248,7 @@ async def test_the_decorator_sets_options() -> None:
     schema = tools.schema("send-mail")
     assert tools.names == ("send-mail",)
     assert schema is not None
-    assert (schema.requires_approval, schema.idempotent) == (True, True)
+    assert (schema.requires_approval, schema.idempotent, schema.parallel_safe) == (True, True, True)
     assert send() == "sent"
 
 

@@ -90,6 +90,7 @@ CHANGES: dict[str, Any] = {
     "model": {"model": "other"},
     "system prompt": {"system_prompt": "Be brief."},
     "labels": {"labels": {"a": "b"}},
+    "server tools wait": {"server_tools_wait": True},
 }
 
 

@@ -195,10 +195,11 @@ class RunMachine(RuleBasedStateMachine):
         """A new message: it runs, settles an interrupted run first, takes the place of a busy one, or is told what it
         waits for."""
         max_steps = draw(st.sampled_from([1, 2, 3, 5, 9]))
-        run = BelievedRun(f"run_{len(self.runs) + 1}", max_steps)
+        run = BelievedRun(f"run_{len(self.runs) + 1}", max_steps, waits=draw(st.booleans()))
         conversation = CONVERSATION if self.runs else ""
         on_busy = draw(st.sampled_from([OnBusy.REJECT, OnBusy.REJECT, OnBusy.SUPERSEDE]))
-        result = self.both(lambda kept: kept.start(run.run_id, conversation, max_steps=max_steps, on_busy=on_busy))
+        fields: dict[str, Any] = {"max_steps": max_steps, "on_busy": on_busy, "server_tools_wait": run.waits}
+        result = self.both(lambda kept: kept.start(run.run_id, conversation, **fields))
         busy = {"running": Reason.CONVERSATION_BUSY, "paused": Reason.CONVERSATION_PAUSED}
         if self.runs and self.current.status in busy and on_busy is OnBusy.REJECT:
             assert result.reason is busy[self.current.status]
@@ -257,10 +258,12 @@ class RunMachine(RuleBasedStateMachine):
             run.settle_down()
 
     def tool_starts(self, draw: Draw) -> None:
-        """The server begins to execute a call."""
-        call = draw(st.sampled_from(self.current.startable))
-        self.own(start_calls, (call.name,))
-        call.state, call.begun = "started", True
+        """The server begins to execute a call, or several at once."""
+        startable = st.sampled_from(self.current.startable)
+        starting = draw(st.lists(startable, min_size=1, unique_by=id))
+        self.own(start_calls, tuple(call.name for call in starting))
+        for call in starting:
+            call.state, call.begun = "started", True
 
     def tool_finishes(self, draw: Draw) -> None:
         """A call that was started gets its outcome."""

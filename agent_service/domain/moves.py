@@ -114,7 +114,7 @@ def next_of(run: Run, batch: tuple[Call, ...]) -> Next:
     """What the owner of the run does next."""
     if run.status is not RunStatus.RUNNING:
         return Stop()
-    runnable = tuple(c for c in batch if _runnable(c, batch))
+    runnable = tuple(call for call in batch if _runnable(run, call, batch))
     if runnable:
         return Execute(runnable)
     return AskModel() if all(call.settled for call in batch) else Stop()
@@ -156,7 +156,7 @@ def start_calls(draft: Draft, tool_call_ids: tuple[str, ...]) -> None:
     """Server calls are about to be executed; after this they count as perhaps executed."""
     for tool_call_id in tool_call_ids:
         call = _known(draft, tool_call_id)
-        if not _runnable(call, draft.batch):
+        if not _runnable(draft.run, call, draft.batch):
             raise ValueError(f"{tool_call_id} cannot start in state {call.state}")
         draft.put_call(replace(call, state=CallState.STARTED, attempts=call.attempts + 1))
 
@@ -303,7 +303,7 @@ def rest_or_go_on(draft: Draft) -> None:
             stop(draft, StopReason.TOOL_RULE)
         elif draft.run.steps_taken >= draft.run.max_steps:
             stop(draft, StopReason.MAX_STEPS)
-    elif not any(call.state is CallState.STARTED or _runnable(call, batch) for call in open_calls):
+    elif not any(call.state is CallState.STARTED or _runnable(draft.run, call, batch) for call in open_calls):
         stop(draft, StopReason.REQUIRES_APPROVAL)
 
 
@@ -336,11 +336,12 @@ def run_under(draft: Draft, owner: Owner) -> None:
     )
 
 
-def _runnable(call: Call, batch: tuple[Call, ...]) -> bool:
-    """Whether the server may start this call: approved ones wait until no decision of the batch is missing."""
-    if call.state is CallState.PROPOSED:
+def _runnable(run: Run, call: Call, batch: tuple[Call, ...]) -> bool:
+    """Whether the server may start this call: approved ones, and in some runs all, wait for the caller."""
+    if call.state is CallState.PROPOSED and not run.server_tools_wait:
         return True
-    return call.state is CallState.APPROVED and not any(c.state is CallState.PENDING for c in batch)
+    waiting = any(sibling.pending for sibling in batch)
+    return call.state in (CallState.PROPOSED, CallState.APPROVED) and not waiting
 
 
 def _known(draft: Draft, tool_call_id: str) -> Call:

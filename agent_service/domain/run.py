@@ -214,6 +214,7 @@ class Run:
     `pause_expire_time` is when a PAUSED or INTERRUPTED run is given up, 0 in any other status.
     `queued_inputs` is what a QUEUED run will say when its turn comes. `conversation_time` is when its conversation was
     made, which tells it from an earlier one of the same id. `rule_state` is for its tool rules.
+    `server_tools_wait`: while a call of an answer is PENDING, no server tool of it starts.
     """
 
     run_id: str
@@ -252,6 +253,7 @@ class Run:
     conversation_time: int = 0
     invalid_answers: int = 0
     rule_state: RuleState = NO_CALLS
+    server_tools_wait: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ class StartCommand:
     on_busy: OnBusy = OnBusy.REJECT
     response_format: ResponseFormat | None = None
     tool_rules: tuple[ToolRule, ...] = ()
+    server_tools_wait: bool = False
     path: str = ""
 
     def digest(self, agent_id: str) -> str:

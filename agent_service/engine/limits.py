@@ -38,5 +38,6 @@ class Limits:
     http_image_urls: bool = False
     max_invalid_answers: int = 3
     max_tool_rules: int = 128
+    max_parallel_tool_calls: int = 8
     watcher_queue_events: int = 4096
     context_cache_bytes: int = 64 * MIB

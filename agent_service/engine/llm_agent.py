@@ -119,6 +119,7 @@ class LlmAgent(Agent):
             agent_revision=self._revision,
             run_timeout=command.run_timeout,
             pause_ttl=command.pause_ttl or DEFAULT_PAUSE_TTL,
+            server_tools_wait=command.server_tools_wait,
         )
         return NewRun(
             run,

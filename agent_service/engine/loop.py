@@ -1,4 +1,4 @@
-"""The agent loop: one thing at a time, each stored before the next. Driven by the run's own task, never by an RPC."""
+"""The agent loop: each thing is stored before the next. Driven by the run's own task, never by an RPC."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from agent_service.domain.draft import Draft, NewId, Snapshot
 from agent_service.domain.errors import Reason
 from agent_service.domain.moves import (
     AskModel,
-    CallResult,
     Execute,
     StepRecord,
     Stop,
@@ -29,6 +28,7 @@ from agent_service.domain.tool import Call, ToolChoiceMode
 from agent_service.engine.answer import AnswerWriter
 from agent_service.engine.calls import plan_calls
 from agent_service.engine.context import Contexts
+from agent_service.engine.executions import Executions
 from agent_service.engine.hub import Channel, Hub
 from agent_service.engine.limits import Limits
 from agent_service.engine.model import BuiltRequest, FinishReason, ModelAnswer, ModelClient, ModelError
@@ -80,7 +80,7 @@ class Loop:
                     case AskModel():
                         snapshot = await self._ask(snapshot, channel)
                     case Execute(calls):
-                        snapshot = await self._execute(snapshot, calls[0])
+                        snapshot = await self._execute(snapshot, calls)
                     case Stop():
                         return snapshot.run
 
@@ -160,14 +160,26 @@ class Loop:
         wanted = self._pinned.response_format
         return text_violation(wanted.schema_json, text) if wanted is not None else ""
 
-    async def _execute(self, snapshot: Snapshot, call: Call) -> Snapshot:
-        """One server tool call: marked as started, executed, its outcome stored."""
-        run, call_id = snapshot.run, call.tool_call_id
-        await self._parts.store.owner_move(self._claim, moved(start_calls, (call_id,)))
-        context = ToolContext(self._claim.tenant, run.run_id, run.conversation_id, call_id, call.attempts + 1)
-        output = await self._parts.tools.call(call.name, call.effective_arguments_json, context)
-        result = CallResult(call_id, output.text, output.failed, output.truncated)
-        return await self._parts.store.owner_move(self._claim, moved(finish_calls, (result,)))
+    async def _execute(self, snapshot: Snapshot, runnable: tuple[Call, ...]) -> Snapshot:
+        """Server tool calls, until none is executed: marked as started before, and each outcome stored as it comes."""
+        store, most = self._parts.store, self._parts.limits.max_parallel_tool_calls
+        async with Executions(self._parts.tools, self._pinned, most) as executions:
+            while True:
+                if starting := executions.admitted(runnable):
+                    call_ids = tuple(call.tool_call_id for call in starting)
+                    await store.owner_move(self._claim, moved(start_calls, call_ids))
+                for call in starting:
+                    executions.begin(call, self._context(snapshot.run, call))
+                snapshot = await store.owner_move(self._claim, moved(finish_calls, (await executions.result(),)))
+                if not executions.working:
+                    return snapshot
+                coming = next_of(snapshot.run, snapshot.calls)
+                runnable = coming.calls if isinstance(coming, Execute) else ()
+
+    def _context(self, run: Run, call: Call) -> ToolContext:
+        return ToolContext(
+            self._claim.tenant, run.run_id, run.conversation_id, call.tool_call_id, attempt=call.attempts + 1
+        )
 
 
 def moved(edit: Callable[Concatenate[Draft, P], None], *args: P.args, **kwargs: P.kwargs) -> Move[Snapshot]:

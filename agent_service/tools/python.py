@@ -48,6 +48,7 @@ class _Options:
     requires_approval: bool = False
     idempotent: bool = False
     timeout: float | None = None
+    parallel_safe: bool = False
 
 
 def server_tool(
@@ -56,15 +57,17 @@ def server_tool(
     requires_approval: bool = False,
     idempotent: bool = False,
     timeout: float | None = None,
+    parallel_safe: bool = False,
 ) -> Callable[[F], F]:
     """Sets the options of a function that is a server tool. A function without it has the defaults.
 
     `name` None means the function's. With `requires_approval` a caller decides about each call before it runs.
     `idempotent` allows running a call again after a crash. `timeout` is in seconds; None means the server's default.
+    `parallel_safe` lets a call be executed while other calls of such tools are, for the same run.
     """
 
     def mark(function: F) -> F:
-        setattr(function, _OPTIONS, _Options(name, requires_approval, idempotent, timeout))
+        setattr(function, _OPTIONS, _Options(name, requires_approval, idempotent, timeout, parallel_safe))
         return function
 
     return mark
@@ -289,6 +292,7 @@ def _tool(path: str, function: Callable[..., Any], default_timeout: float) -> _T
         executor=Executor.SERVER,
         requires_approval=options.requires_approval,
         idempotent=options.idempotent,
+        parallel_safe=options.parallel_safe,
     )
     return _Tool(function, arguments, parameters, contexts, schema, timeout)
 

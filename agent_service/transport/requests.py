@@ -82,6 +82,7 @@ class Reader:
             on_busy=self._on_busy(request.on_busy),
             response_format=self._response_format(request),
             tool_rules=self.tool_rules(request.tool_rules),
+            server_tools_wait=request.server_tools_wait,
             path=self._prefix,
         )
         self.id("agent_id", request.agent_id)

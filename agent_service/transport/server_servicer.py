@@ -31,6 +31,7 @@ CAPABILITIES = (
     "structured_output",
     "images",
     "tool_rules",
+    "parallel_tools",
 )
 """What clients may rely on."""
 

@@ -31,7 +31,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61gentrpc/v1/agent_service.proto\x12\x0b\x61gentrpc.v1\x1a\x18\x61gentrpc/v1/events.proto\x1a\x1a\x61gentrpc/v1/messages.proto\x1a\x16\x61gentrpc/v1/runs.proto\x1a\x1c\x61gentrpc/v1/tool_rules.proto\x1a\x17\x61gentrpc/v1/tools.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xc3\x07\n\x0bStepRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x31\n\x0einput_messages\x18\x04 \x03(\x0b\x32\x19.agentrpc.v1.InputMessage\x12\x33\n\x0c\x63lient_tools\x18\x05 \x03(\x0b\x32\x1d.agentrpc.v1.ClientToolSchema\x12\x16\n\tmax_steps\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12,\n\x0btool_choice\x18\x07 \x01(\x0b\x32\x17.agentrpc.v1.ToolChoice\x12\"\n\x15use_assistant_message\x18\x08 \x01(\x08H\x01\x88\x01\x01\x12>\n\x1cinclude_return_message_types\x18\t \x03(\x0e\x32\x18.agentrpc.v1.MessageType\x12\"\n\x1arequest_start_timestamp_ns\x18\n \x01(\x03\x12\x12\n\nbackground\x18\x0b \x01(\x08\x12+\n\x08max_wait\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\ron_disconnect\x18\r \x01(\x0e\x32\x19.agentrpc.v1.OnDisconnect\x12\r\n\x05model\x18\x0e \x01(\t\x12\x15\n\rsystem_prompt\x18\x0f \x01(\t\x12\x34\n\x06labels\x18\x10 \x03(\x0b\x32$.agentrpc.v1.StepRequest.LabelsEntry\x12 \n\x13parallel_tool_calls\x18\x11 \x01(\x08H\x02\x88\x01\x01\x12.\n\x0brun_timeout\x18\x12 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tpause_ttl\x18\x13 \x01(\x0b\x32\x19.google.protobuf.Duration\x12$\n\x07on_busy\x18\x14 \x01(\x0e\x32\x13.agentrpc.v1.OnBusy\x12\x34\n\x0fresponse_format\x18\x15 \x01(\x0b\x32\x1b.agentrpc.v1.ResponseFormat\x12)\n\ntool_rules\x18\x16 \x03(\x0b\x32\x15.agentrpc.v1.ToolRule\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0c\n\n_max_stepsB\x18\n\x16_use_assistant_messageB\x16\n\x14_parallel_tool_calls\"\x81\x01\n\x0eResponseFormat\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\'\n\x06schema\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x13\n\x0bschema_json\x18\x04 \x01(\t\x12\x0e\n\x06strict\x18\x05 \x01(\x08\"\x8e\x01\n\x0cStepResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.agentrpc.v1.Run\x12&\n\x08messages\x18\x02 \x03(\x0b\x32\x14.agentrpc.v1.Message\x12\x1a\n\x12messages_truncated\x18\x03 \x01(\x08\x12\x1b\n\x13read_after_sequence\x18\x04 \x01(\x05\"N\n\rStreamRequest\x12&\n\x04step\x18\x01 \x01(\x0b\x32\x18.agentrpc.v1.StepRequest\x12\x15\n\rstream_tokens\x18\x02 \x01(\x08\"6\n\x0eStreamResponse\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.agentrpc.v1.RunEvent\"\x92\x02\n\x18SubmitToolReturnsRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12-\n\x0ctool_returns\x18\x03 \x03(\x0b\x32\x17.agentrpc.v1.ToolReturn\x12\x30\n\tapprovals\x18\x04 \x03(\x0b\x32\x1d.agentrpc.v1.ApprovalDecision\x12\x12\n\nbackground\x18\x05 \x01(\x08\x12+\n\x08max_wait\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\ron_disconnect\x18\x07 \x01(\x0e\x32\x19.agentrpc.v1.OnDisconnect\"\xce\x01\n\x19SubmitToolReturnsResponse\x12\x31\n\x07receipt\x18\x01 \x01(\x0b\x32 .agentrpc.v1.ToolReturnsAccepted\x12\x1d\n\x03run\x18\x02 \x01(\x0b\x32\x10.agentrpc.v1.Run\x12&\n\x08messages\x18\x03 \x03(\x0b\x32\x14.agentrpc.v1.Message\x12\x1a\n\x12messages_truncated\x18\x04 \x01(\x08\x12\x1b\n\x13read_after_sequence\x18\x05 \x01(\x05\"h\n\x18StreamToolReturnsRequest\x12\x35\n\x06submit\x18\x01 \x01(\x0b\x32%.agentrpc.v1.SubmitToolReturnsRequest\x12\x15\n\rstream_tokens\x18\x02 \x01(\x08\"A\n\x19StreamToolReturnsResponse\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.agentrpc.v1.RunEvent\"\x83\x01\n\x13\x42uildRequestRequest\x12(\n\x04step\x18\x01 \x01(\x0b\x32\x18.agentrpc.v1.StepRequestH\x00\x12\x37\n\x06submit\x18\x02 \x01(\x0b\x32%.agentrpc.v1.SubmitToolReturnsRequestH\x00\x42\t\n\x07request\"x\n\x14\x42uildRequestResponse\x12\x14\n\x0crequest_json\x18\x01 \x01(\t\x12\x30\n\rnot_buildable\x18\x02 \x01(\x0b\x32\x19.agentrpc.v1.NotBuildable\x12\x18\n\x10overridden_tools\x18\x03 \x03(\t\"\x82\x01\n\x0cNotBuildable\x12\x0f\n\x07message\x18\x01 \x01(\t\x12/\n\tremaining\x18\x02 \x03(\x0b\x32\x1c.agentrpc.v1.PendingToolCall\x12\x30\n\x11server_tool_calls\x18\x03 \x03(\x0b\x32\x15.agentrpc.v1.ToolCall*c\n\x0cOnDisconnect\x12\x1d\n\x19ON_DISCONNECT_UNSPECIFIED\x10\x00\x12\x1a\n\x16ON_DISCONNECT_CONTINUE\x10\x01\x12\x18\n\x14ON_DISCONNECT_CANCEL\x10\x02*a\n\x06OnBusy\x12\x17\n\x13ON_BUSY_UNSPECIFIED\x10\x00\x12\x12\n\x0eON_BUSY_REJECT\x10\x01\x12\x15\n\x11ON_BUSY_SUPERSEDE\x10\x02\x12\x13\n\x0fON_BUSY_ENQUEUE\x10\x03\x32\xaf\x03\n\x0c\x41gentService\x12S\n\x0c\x42uildRequest\x12 .agentrpc.v1.BuildRequestRequest\x1a!.agentrpc.v1.BuildRequestResponse\x12;\n\x04Step\x12\x18.agentrpc.v1.StepRequest\x1a\x19.agentrpc.v1.StepResponse\x12\x43\n\x06Stream\x12\x1a.agentrpc.v1.StreamRequest\x1a\x1b.agentrpc.v1.StreamResponse0\x01\x12\x62\n\x11SubmitToolReturns\x12%.agentrpc.v1.SubmitToolReturnsRequest\x1a&.agentrpc.v1.SubmitToolReturnsResponse\x12\x64\n\x11StreamToolReturns\x12%.agentrpc.v1.StreamToolReturnsRequest\x1a&.agentrpc.v1.StreamToolReturnsResponse0\x01\x42L\n\x0f\x63om.agentrpc.v1B\x11\x41gentServiceProtoP\x01Z\x16\x61gentrpc/v1;agentrpcv1\xaa\x02\x0b\x41gentRpc.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61gentrpc/v1/agent_service.proto\x12\x0b\x61gentrpc.v1\x1a\x18\x61gentrpc/v1/events.proto\x1a\x1a\x61gentrpc/v1/messages.proto\x1a\x16\x61gentrpc/v1/runs.proto\x1a\x1c\x61gentrpc/v1/tool_rules.proto\x1a\x17\x61gentrpc/v1/tools.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xde\x07\n\x0bStepRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x31\n\x0einput_messages\x18\x04 \x03(\x0b\x32\x19.agentrpc.v1.InputMessage\x12\x33\n\x0c\x63lient_tools\x18\x05 \x03(\x0b\x32\x1d.agentrpc.v1.ClientToolSchema\x12\x16\n\tmax_steps\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12,\n\x0btool_choice\x18\x07 \x01(\x0b\x32\x17.agentrpc.v1.ToolChoice\x12\"\n\x15use_assistant_message\x18\x08 \x01(\x08H\x01\x88\x01\x01\x12>\n\x1cinclude_return_message_types\x18\t \x03(\x0e\x32\x18.agentrpc.v1.MessageType\x12\"\n\x1arequest_start_timestamp_ns\x18\n \x01(\x03\x12\x12\n\nbackground\x18\x0b \x01(\x08\x12+\n\x08max_wait\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\ron_disconnect\x18\r \x01(\x0e\x32\x19.agentrpc.v1.OnDisconnect\x12\r\n\x05model\x18\x0e \x01(\t\x12\x15\n\rsystem_prompt\x18\x0f \x01(\t\x12\x34\n\x06labels\x18\x10 \x03(\x0b\x32$.agentrpc.v1.StepRequest.LabelsEntry\x12 \n\x13parallel_tool_calls\x18\x11 \x01(\x08H\x02\x88\x01\x01\x12.\n\x0brun_timeout\x18\x12 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tpause_ttl\x18\x13 \x01(\x0b\x32\x19.google.protobuf.Duration\x12$\n\x07on_busy\x18\x14 \x01(\x0e\x32\x13.agentrpc.v1.OnBusy\x12\x34\n\x0fresponse_format\x18\x15 \x01(\x0b\x32\x1b.agentrpc.v1.ResponseFormat\x12)\n\ntool_rules\x18\x16 \x03(\x0b\x32\x15.agentrpc.v1.ToolRule\x12\x19\n\x11server_tools_wait\x18\x17 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0c\n\n_max_stepsB\x18\n\x16_use_assistant_messageB\x16\n\x14_parallel_tool_calls\"\x81\x01\n\x0eResponseFormat\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\'\n\x06schema\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x13\n\x0bschema_json\x18\x04 \x01(\t\x12\x0e\n\x06strict\x18\x05 \x01(\x08\"\x8e\x01\n\x0cStepResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.agentrpc.v1.Run\x12&\n\x08messages\x18\x02 \x03(\x0b\x32\x14.agentrpc.v1.Message\x12\x1a\n\x12messages_truncated\x18\x03 \x01(\x08\x12\x1b\n\x13read_after_sequence\x18\x04 \x01(\x05\"N\n\rStreamRequest\x12&\n\x04step\x18\x01 \x01(\x0b\x32\x18.agentrpc.v1.StepRequest\x12\x15\n\rstream_tokens\x18\x02 \x01(\x08\"6\n\x0eStreamResponse\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.agentrpc.v1.RunEvent\"\x92\x02\n\x18SubmitToolReturnsRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12-\n\x0ctool_returns\x18\x03 \x03(\x0b\x32\x17.agentrpc.v1.ToolReturn\x12\x30\n\tapprovals\x18\x04 \x03(\x0b\x32\x1d.agentrpc.v1.ApprovalDecision\x12\x12\n\nbackground\x18\x05 \x01(\x08\x12+\n\x08max_wait\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\ron_disconnect\x18\x07 \x01(\x0e\x32\x19.agentrpc.v1.OnDisconnect\"\xce\x01\n\x19SubmitToolReturnsResponse\x12\x31\n\x07receipt\x18\x01 \x01(\x0b\x32 .agentrpc.v1.ToolReturnsAccepted\x12\x1d\n\x03run\x18\x02 \x01(\x0b\x32\x10.agentrpc.v1.Run\x12&\n\x08messages\x18\x03 \x03(\x0b\x32\x14.agentrpc.v1.Message\x12\x1a\n\x12messages_truncated\x18\x04 \x01(\x08\x12\x1b\n\x13read_after_sequence\x18\x05 \x01(\x05\"h\n\x18StreamToolReturnsRequest\x12\x35\n\x06submit\x18\x01 \x01(\x0b\x32%.agentrpc.v1.SubmitToolReturnsRequest\x12\x15\n\rstream_tokens\x18\x02 \x01(\x08\"A\n\x19StreamToolReturnsResponse\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.agentrpc.v1.RunEvent\"\x83\x01\n\x13\x42uildRequestRequest\x12(\n\x04step\x18\x01 \x01(\x0b\x32\x18.agentrpc.v1.StepRequestH\x00\x12\x37\n\x06submit\x18\x02 \x01(\x0b\x32%.agentrpc.v1.SubmitToolReturnsRequestH\x00\x42\t\n\x07request\"x\n\x14\x42uildRequestResponse\x12\x14\n\x0crequest_json\x18\x01 \x01(\t\x12\x30\n\rnot_buildable\x18\x02 \x01(\x0b\x32\x19.agentrpc.v1.NotBuildable\x12\x18\n\x10overridden_tools\x18\x03 \x03(\t\"\x82\x01\n\x0cNotBuildable\x12\x0f\n\x07message\x18\x01 \x01(\t\x12/\n\tremaining\x18\x02 \x03(\x0b\x32\x1c.agentrpc.v1.PendingToolCall\x12\x30\n\x11server_tool_calls\x18\x03 \x03(\x0b\x32\x15.agentrpc.v1.ToolCall*c\n\x0cOnDisconnect\x12\x1d\n\x19ON_DISCONNECT_UNSPECIFIED\x10\x00\x12\x1a\n\x16ON_DISCONNECT_CONTINUE\x10\x01\x12\x18\n\x14ON_DISCONNECT_CANCEL\x10\x02*a\n\x06OnBusy\x12\x17\n\x13ON_BUSY_UNSPECIFIED\x10\x00\x12\x12\n\x0eON_BUSY_REJECT\x10\x01\x12\x15\n\x11ON_BUSY_SUPERSEDE\x10\x02\x12\x13\n\x0fON_BUSY_ENQUEUE\x10\x03\x32\xaf\x03\n\x0c\x41gentService\x12S\n\x0c\x42uildRequest\x12 .agentrpc.v1.BuildRequestRequest\x1a!.agentrpc.v1.BuildRequestResponse\x12;\n\x04Step\x12\x18.agentrpc.v1.StepRequest\x1a\x19.agentrpc.v1.StepResponse\x12\x43\n\x06Stream\x12\x1a.agentrpc.v1.StreamRequest\x1a\x1b.agentrpc.v1.StreamResponse0\x01\x12\x62\n\x11SubmitToolReturns\x12%.agentrpc.v1.SubmitToolReturnsRequest\x1a&.agentrpc.v1.SubmitToolReturnsResponse\x12\x64\n\x11StreamToolReturns\x12%.agentrpc.v1.StreamToolReturnsRequest\x1a&.agentrpc.v1.StreamToolReturnsResponse0\x01\x42L\n\x0f\x63om.agentrpc.v1B\x11\x41gentServiceProtoP\x01Z\x16\x61gentrpc/v1;agentrpcv1\xaa\x02\x0b\x41gentRpc.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,36 +41,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\017com.agentrpc.v1B\021AgentServiceProtoP\001Z\026agentrpc/v1;agentrpcv1\252\002\013AgentRpc.V1'
   _globals['_STEPREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_STEPREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_ONDISCONNECT']._serialized_start=2670
-  _globals['_ONDISCONNECT']._serialized_end=2769
-  _globals['_ONBUSY']._serialized_start=2771
-  _globals['_ONBUSY']._serialized_end=2868
+  _globals['_ONDISCONNECT']._serialized_start=2697
+  _globals['_ONDISCONNECT']._serialized_end=2796
+  _globals['_ONBUSY']._serialized_start=2798
+  _globals['_ONBUSY']._serialized_end=2895
   _globals['_STEPREQUEST']._serialized_start=244
-  _globals['_STEPREQUEST']._serialized_end=1207
-  _globals['_STEPREQUEST_LABELSENTRY']._serialized_start=1098
-  _globals['_STEPREQUEST_LABELSENTRY']._serialized_end=1143
-  _globals['_RESPONSEFORMAT']._serialized_start=1210
-  _globals['_RESPONSEFORMAT']._serialized_end=1339
-  _globals['_STEPRESPONSE']._serialized_start=1342
-  _globals['_STEPRESPONSE']._serialized_end=1484
-  _globals['_STREAMREQUEST']._serialized_start=1486
-  _globals['_STREAMREQUEST']._serialized_end=1564
-  _globals['_STREAMRESPONSE']._serialized_start=1566
-  _globals['_STREAMRESPONSE']._serialized_end=1620
-  _globals['_SUBMITTOOLRETURNSREQUEST']._serialized_start=1623
-  _globals['_SUBMITTOOLRETURNSREQUEST']._serialized_end=1897
-  _globals['_SUBMITTOOLRETURNSRESPONSE']._serialized_start=1900
-  _globals['_SUBMITTOOLRETURNSRESPONSE']._serialized_end=2106
-  _globals['_STREAMTOOLRETURNSREQUEST']._serialized_start=2108
-  _globals['_STREAMTOOLRETURNSREQUEST']._serialized_end=2212
-  _globals['_STREAMTOOLRETURNSRESPONSE']._serialized_start=2214
-  _globals['_STREAMTOOLRETURNSRESPONSE']._serialized_end=2279
-  _globals['_BUILDREQUESTREQUEST']._serialized_start=2282
-  _globals['_BUILDREQUESTREQUEST']._serialized_end=2413
-  _globals['_BUILDREQUESTRESPONSE']._serialized_start=2415
-  _globals['_BUILDREQUESTRESPONSE']._serialized_end=2535
-  _globals['_NOTBUILDABLE']._serialized_start=2538
-  _globals['_NOTBUILDABLE']._serialized_end=2668
-  _globals['_AGENTSERVICE']._serialized_start=2871
-  _globals['_AGENTSERVICE']._serialized_end=3302
+  _globals['_STEPREQUEST']._serialized_end=1234
+  _globals['_STEPREQUEST_LABELSENTRY']._serialized_start=1125
+  _globals['_STEPREQUEST_LABELSENTRY']._serialized_end=1170
+  _globals['_RESPONSEFORMAT']._serialized_start=1237
+  _globals['_RESPONSEFORMAT']._serialized_end=1366
+  _globals['_STEPRESPONSE']._serialized_start=1369
+  _globals['_STEPRESPONSE']._serialized_end=1511
+  _globals['_STREAMREQUEST']._serialized_start=1513
+  _globals['_STREAMREQUEST']._serialized_end=1591
+  _globals['_STREAMRESPONSE']._serialized_start=1593
+  _globals['_STREAMRESPONSE']._serialized_end=1647
+  _globals['_SUBMITTOOLRETURNSREQUEST']._serialized_start=1650
+  _globals['_SUBMITTOOLRETURNSREQUEST']._serialized_end=1924
+  _globals['_SUBMITTOOLRETURNSRESPONSE']._serialized_start=1927
+  _globals['_SUBMITTOOLRETURNSRESPONSE']._serialized_end=2133
+  _globals['_STREAMTOOLRETURNSREQUEST']._serialized_start=2135
+  _globals['_STREAMTOOLRETURNSREQUEST']._serialized_end=2239
+  _globals['_STREAMTOOLRETURNSRESPONSE']._serialized_start=2241
+  _globals['_STREAMTOOLRETURNSRESPONSE']._serialized_end=2306
+  _globals['_BUILDREQUESTREQUEST']._serialized_start=2309
+  _globals['_BUILDREQUESTREQUEST']._serialized_end=2440
+  _globals['_BUILDREQUESTRESPONSE']._serialized_start=2442
+  _globals['_BUILDREQUESTRESPONSE']._serialized_end=2562
+  _globals['_NOTBUILDABLE']._serialized_start=2565
+  _globals['_NOTBUILDABLE']._serialized_end=2695
+  _globals['_AGENTSERVICE']._serialized_start=2898
+  _globals['_AGENTSERVICE']._serialized_end=3329
 # @@protoc_insertion_point(module_scope)

@@ -138,6 +138,7 @@ class StepRequest(_message.Message):
     ON_BUSY_FIELD_NUMBER: _builtins.int
     RESPONSE_FORMAT_FIELD_NUMBER: _builtins.int
     TOOL_RULES_FIELD_NUMBER: _builtins.int
+    SERVER_TOOLS_WAIT_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """The agent; empty means the server's default agent."""
     conversation_id: _builtins.str
@@ -171,6 +172,11 @@ class StepRequest(_message.Message):
     """Whether the model may make several calls in one answer; unset leaves it to the endpoint."""
     on_busy: Global___OnBusy.ValueType
     """What happens where the conversation has a run that is RUNNING, PAUSED or QUEUED; unset means ON_BUSY_REJECT."""
+    server_tools_wait: _builtins.bool
+    """False: the server tools of an answer are executed at once, while the caller works on its calls of the same answer.
+    True: while a call of an answer is pending, no server tool of it starts; the run pauses at once, and what the caller
+    sends is stored before a server tool acts.
+    """
     @_builtins.property
     def input_messages(self) -> _containers.RepeatedCompositeFieldContainer[_messages_pb2.InputMessage]:
         """What is said; at least one."""
@@ -244,10 +250,11 @@ class StepRequest(_message.Message):
         on_busy: Global___OnBusy.ValueType = ...,
         response_format: Global___ResponseFormat | None = ...,
         tool_rules: _abc.Iterable[_tool_rules_pb2.ToolRule] | None = ...,
+        server_tools_wait: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps", "_parallel_tool_calls", b"_parallel_tool_calls", "_use_assistant_message", b"_use_assistant_message", "max_steps", b"max_steps", "max_wait", b"max_wait", "parallel_tool_calls", b"parallel_tool_calls", "pause_ttl", b"pause_ttl", "response_format", b"response_format", "run_timeout", b"run_timeout", "tool_choice", b"tool_choice", "use_assistant_message", b"use_assistant_message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps", "_parallel_tool_calls", b"_parallel_tool_calls", "_use_assistant_message", b"_use_assistant_message", "agent_id", b"agent_id", "background", b"background", "client_tools", b"client_tools", "conversation_id", b"conversation_id", "include_return_message_types", b"include_return_message_types", "input_messages", b"input_messages", "labels", b"labels", "max_steps", b"max_steps", "max_wait", b"max_wait", "model", b"model", "on_busy", b"on_busy", "on_disconnect", b"on_disconnect", "parallel_tool_calls", b"parallel_tool_calls", "pause_ttl", b"pause_ttl", "request_start_timestamp_ns", b"request_start_timestamp_ns", "response_format", b"response_format", "run_id", b"run_id", "run_timeout", b"run_timeout", "system_prompt", b"system_prompt", "tool_choice", b"tool_choice", "tool_rules", b"tool_rules", "use_assistant_message", b"use_assistant_message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps", "_parallel_tool_calls", b"_parallel_tool_calls", "_use_assistant_message", b"_use_assistant_message", "agent_id", b"agent_id", "background", b"background", "client_tools", b"client_tools", "conversation_id", b"conversation_id", "include_return_message_types", b"include_return_message_types", "input_messages", b"input_messages", "labels", b"labels", "max_steps", b"max_steps", "max_wait", b"max_wait", "model", b"model", "on_busy", b"on_busy", "on_disconnect", b"on_disconnect", "parallel_tool_calls", b"parallel_tool_calls", "pause_ttl", b"pause_ttl", "request_start_timestamp_ns", b"request_start_timestamp_ns", "response_format", b"response_format", "run_id", b"run_id", "run_timeout", b"run_timeout", "server_tools_wait", b"server_tools_wait", "system_prompt", b"system_prompt", "tool_choice", b"tool_choice", "tool_rules", b"tool_rules", "use_assistant_message", b"use_assistant_message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_steps: _TypeAlias = _typing.Literal["max_steps"]  # noqa: Y015
     _WhichOneofArgType__max_steps: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps"]  # noqa: Y015

@@ -38,6 +38,18 @@ class AgentServiceStub:
     of the calls suffice: the receipt lists the rest. When none is pending, the run goes on to its next stop.
     4. A dropped stream is continued with `RunService.WatchRun` after the last sequence seen.
 
+    An answer of the model may hold several calls. What happens to them, in this order:
+    a. A call that is refused (arguments, tool rules) gets its outcome as the answer is stored. From then on calls for the
+    caller are pending, and may be answered at any time, in any order.
+    b. Server tools that need no approval start at once (or with `StepRequest.server_tools_wait` together with c), in the
+    order of the calls and one after the other. Where the next call is of a tool that is declared parallel-safe, all
+    such calls go together, at most `Limits.max_parallel_tool_calls` at a time.
+    c. Approved calls start, in the same way, once no call of the answer is pending.
+    d. The run pauses whenever calls are pending and no server tool is left to execute; one that is answered in time
+    causes no pause. When each call has its outcome the model is asked again, and reads the outcomes in the order of
+    its calls.
+    A call is started once; only that of an idempotent tool may be started again after a crash.
+
     A dropped call or a passed deadline ends only the waiting, never the run, unless `on_disconnect` says CANCEL.
     `Step`, `Stream` and the submits send `agentrpc-run-id` in the initial metadata as soon as the run is stored.
 
@@ -91,6 +103,18 @@ class AgentServiceServicer:
     3. Execute the calls and send `SubmitToolReturns` (blocking) or `StreamToolReturns` (events), from any client. Some
     of the calls suffice: the receipt lists the rest. When none is pending, the run goes on to its next stop.
     4. A dropped stream is continued with `RunService.WatchRun` after the last sequence seen.
+
+    An answer of the model may hold several calls. What happens to them, in this order:
+    a. A call that is refused (arguments, tool rules) gets its outcome as the answer is stored. From then on calls for the
+    caller are pending, and may be answered at any time, in any order.
+    b. Server tools that need no approval start at once (or with `StepRequest.server_tools_wait` together with c), in the
+    order of the calls and one after the other. Where the next call is of a tool that is declared parallel-safe, all
+    such calls go together, at most `Limits.max_parallel_tool_calls` at a time.
+    c. Approved calls start, in the same way, once no call of the answer is pending.
+    d. The run pauses whenever calls are pending and no server tool is left to execute; one that is answered in time
+    causes no pause. When each call has its outcome the model is asked again, and reads the outcomes in the order of
+    its calls.
+    A call is started once; only that of an idempotent tool may be started again after a crash.
 
     A dropped call or a passed deadline ends only the waiting, never the run, unless `on_disconnect` says CANCEL.
     `Step`, `Stream` and the submits send `agentrpc-run-id` in the initial metadata as soon as the run is stored.
@@ -186,6 +210,18 @@ class AgentService:
     3. Execute the calls and send `SubmitToolReturns` (blocking) or `StreamToolReturns` (events), from any client. Some
     of the calls suffice: the receipt lists the rest. When none is pending, the run goes on to its next stop.
     4. A dropped stream is continued with `RunService.WatchRun` after the last sequence seen.
+
+    An answer of the model may hold several calls. What happens to them, in this order:
+    a. A call that is refused (arguments, tool rules) gets its outcome as the answer is stored. From then on calls for the
+    caller are pending, and may be answered at any time, in any order.
+    b. Server tools that need no approval start at once (or with `StepRequest.server_tools_wait` together with c), in the
+    order of the calls and one after the other. Where the next call is of a tool that is declared parallel-safe, all
+    such calls go together, at most `Limits.max_parallel_tool_calls` at a time.
+    c. Approved calls start, in the same way, once no call of the answer is pending.
+    d. The run pauses whenever calls are pending and no server tool is left to execute; one that is answered in time
+    causes no pause. When each call has its outcome the model is asked again, and reads the outcomes in the order of
+    its calls.
+    A call is started once; only that of an idempotent tool may be started again after a crash.
 
     A dropped call or a passed deadline ends only the waiting, never the run, unless `on_disconnect` says CANCEL.
     `Step`, `Stream` and the submits send `agentrpc-run-id` in the initial metadata as soon as the run is stored.

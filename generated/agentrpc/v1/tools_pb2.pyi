@@ -175,8 +175,8 @@ Global___ToolCallOutcome: _TypeAlias = ToolCallOutcome  # noqa: Y015
 
 @_typing.final
 class ClientToolSchema(_message.Message):
-    """A tool that lives in the caller's process. The server never executes it: when the model calls it, the run pauses and
-    the call is listed in `Run.pending_tool_calls`.
+    """A tool that lives in the caller's process. The server never executes it: when the model calls it, the call is
+    listed in `Run.pending_tool_calls`, and the run pauses once no server tool of the same answer is left to execute.
 
     The schemas are kept with the run and hold until it ends, over any number of pauses; they are not sent again.
     A client tool with the name of a server tool of the agent overrides it for this run; `Run.overridden_tools` says so.
@@ -301,7 +301,9 @@ Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
 
 @_typing.final
 class PendingToolCall(_message.Message):
-    """A call without outcome that waits for the caller."""
+    """A call without outcome that waits for the caller: from the moment the model's answer is stored, so it may be answered
+    while the run is still RUNNING and executes server tools of the same answer.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
