@@ -209,8 +209,8 @@ async def load_pinned(database: Database, tenant: str, run_id: str) -> Pinned:
     return codec.decode_pinned(*rows[0])
 
 
-# The sizes are known without reading what is stored apart from its row. A limit is a number in the text, so that the plan
-# is made for a few rows.
+# The sizes are known without reading what is stored apart from its row. A limit is a number in the text, so that the
+# plan is made for a few rows.
 _EVENTS = f"""
     SELECT * FROM (
         SELECT {EVENT_COLUMNS}, sum(octet_length(coalesce(e.body, m.body))) OVER (ORDER BY e.sequence)
