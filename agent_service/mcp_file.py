@@ -25,6 +25,7 @@ class _Server(BaseModel):
     connect_timeout: float = Field(30, gt=0)
     allow: tuple[str, ...] | None = None
     trust_annotations: bool = False
+    parallel_safe: bool = False
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:

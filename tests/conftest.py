@@ -16,6 +16,7 @@ import pytest
 from agent_service import wiring
 from agent_service.engine.supervisor import Supervisor
 from agent_service.stores.postgres import PostgresStore
+from tests import host_clocks
 from tests.postgres import MISSING, Postgres, postgres
 from tests.store_contract import Clock
 from tests.stored import emptied
@@ -101,6 +102,25 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = [report for report in terminalreporter.getreports("skipped") if MISSING in str(report.longrepr)]
     if skipped:
         terminalreporter.write_line(f"{len(skipped)} tests were skipped: {MISSING}", yellow=True)
+
+
+@pytest.fixture
+def clocks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """By how many seconds the clocks of server processes are off; see REPLICAS."""
+    with host_clocks.off(request.param):
+        yield
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long races between processes are tried."""
+    parser.addoption("--races", type=int, default=20, help="how often each race between processes is run (20)")
+
+
+@pytest.fixture
+def races(request: pytest.FixtureRequest) -> int:
+    """How often each race is run."""
+    count: int = request.config.getoption("--races")
+    return count
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_service.stores.urls import is_postgres
+from tests import host_clocks
 from tests.scripted_openai import ScriptedOpenAI
 from tests.service import Client, connected
 
@@ -96,7 +97,7 @@ async def launch(
         process = await asyncio.create_subprocess_exec(
             *(*program, "serve", "--port", "0", *flags),
             cwd=folder,
-            env=env,
+            env=env | host_clocks.of_next(),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
@@ -121,6 +122,7 @@ async def running(
         if process.returncode is None:
             process.kill()
         await process.communicate()
+        host_clocks.clean_up(process.pid)
     assert server.log
 
 

@@ -15,13 +15,14 @@ import pytest
 from agentrpc.v1 import agent_service_pb2 as pb
 from agentrpc.v1 import errors_pb2, events_pb2, runs_pb2, tools_pb2
 
+from tests.host_clocks import REPLICAS
 from tests.process import API_KEY, ServerProcess, environment, lease, running
 from tests.scripted_openai import Gate, Reply, Request, ScriptedOpenAI, Usage, calls, says, silent
 from tests.service import SECRET, Client, durable, kinds, returned, step, submit
 from tests.stored import in_use
 from tests.tool_desk import Desk, Execution
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("clocks"), REPLICAS]
 
 CALL = ("get_secret_code", {"name": "Alice"})
 COMPLETED = runs_pb2.RUN_STATUS_COMPLETED

@@ -24,6 +24,7 @@ timeout = 5
 connect_timeout = 7.5
 allow = ["read"]
 trust_annotations = true
+parallel_safe = true
 
 [mcp_servers.wiki]
 url = "https://wiki.example.org/mcp?key=${WIKI_KEY}"
@@ -53,6 +54,7 @@ def test_servers_are_read(path: Path) -> None:
         env={"TOKEN": "files_token-value", "MODE": "plain"},
         allow=("read",),
         trust_annotations=True,
+        parallel_safe=True,
         secrets=("files_token-value",),
     )
     assert wiki == McpServer(

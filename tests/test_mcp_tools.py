@@ -189,6 +189,14 @@ async def test_annotations_count_only_if_they_are_trusted(journal: Journal, trus
     assert journal.lines.count("die {}") == calls
 
 
+@pytest.mark.parametrize("safe", [False, True])
+async def test_tools_are_executed_beside_others_only_where_the_configuration_says_so(safe: bool) -> None:
+    """It says so for all tools of a server."""
+    async with connected(program(parallel_safe=safe)) as tools:
+        schemas = [tools.schema(name) for name in tools.names]
+        assert {schema.parallel_safe for schema in schemas if schema} == {safe}
+
+
 async def test_only_allowed_tools_are_there() -> None:
     """They are named as the server names them; one that it does not have is told."""
     with capture_logs() as logs:

@@ -12,16 +12,16 @@ import pytest
 from agentrpc.v1 import agent_registry_service_pb2 as registry_pb
 from agentrpc.v1 import events_pb2, run_service_pb2, runs_pb2
 
+from tests.host_clocks import REPLICAS
 from tests.process import API_KEY, environment, running
 from tests.scripted_openai import Gate, Request, ScriptedOpenAI, calls, says, silent
 from tests.service import SECRET, Client, durable, returned
 from tests.tool_desk import Desk
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("clocks"), REPLICAS]
 
 PROMPT = 1.0
 """The longest, in seconds, that news take to the other process."""
-ROUNDS = 20
 NAMES = ("Alice", "Bob", "Carol")
 CALLS = calls(*(("get_secret_code", {"name": name}) for name in NAMES))
 
@@ -171,12 +171,14 @@ def _asked(request: Request) -> Any:
     return says("Done.") if request.new_returns else CALLS
 
 
-async def test_of_racing_submits_at_two_processes_each_is_taken_once(tmp_path: Path, shared_store: str) -> None:
+async def test_of_racing_submits_at_two_processes_each_is_taken_once(
+    tmp_path: Path, shared_store: str, races: int
+) -> None:
     """Three submits of one call each, and then two equal ones of all calls, all at the same moment: nobody hangs, and
     the model is asked once.
     """
     async with pair(tmp_path, shared_store, _asked) as (upstream, _, (_, at_a), (_, at_b)):
-        for number in range(ROUNDS):
+        for number in range(races):
             for equal in (False, True):
                 paused = await (at_a, at_b)[number % 2].ask("Codes?", SECRET)
                 answers = [returned(call, f"{number}") for call in paused.run.pending_tool_calls]
@@ -196,12 +198,12 @@ async def test_of_racing_submits_at_two_processes_each_is_taken_once(tmp_path: P
         upstream.check_histories()
 
 
-async def test_a_run_started_at_two_processes_at_once_is_one_run(tmp_path: Path, shared_store: str) -> None:
+async def test_a_run_started_at_two_processes_at_once_is_one_run(tmp_path: Path, shared_store: str, races: int) -> None:
     """Both callers get the same answer, and the model is asked once."""
     async with pair(tmp_path, shared_store, lambda request: says("Hello.")) as (upstream, _, (_, at_a), (_, at_b)):
-        for number in range(ROUNDS):
+        for number in range(races):
             async with asyncio.timeout(10):
                 one, other = await asyncio.gather(*(c.ask("Hi", run_id=f"run-{number}") for c in (at_a, at_b)))
             assert one == other
             assert one.run.status == runs_pb2.RUN_STATUS_COMPLETED
-        assert upstream.request_count == ROUNDS
+        assert upstream.request_count == races

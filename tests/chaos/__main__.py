@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import clock
+from tests import host_clocks
 from tests.chaos.campaign import Size, campaign
 from tests.chaos.fleet import Setup
 from tests.chaos.trial import trials
@@ -35,8 +35,8 @@ def main() -> int:
     on_postgres = arguments.store == "postgres"
     if arguments.skew and not on_postgres:
         parser.error("--skew needs --store postgres: the clock of a SQLite file is that of its one host")
-    if arguments.skew and clock.library() is None:
-        parser.error(f"--skew: {clock.MISSING}")
+    if arguments.skew and host_clocks.library() is None:
+        parser.error(f"--skew: {host_clocks.MISSING}")
     # The endpoint's clients die in the middle of its answers.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     seed = secrets.randbelow(10**6) if arguments.seed is None else arguments.seed

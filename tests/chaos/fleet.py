@@ -11,7 +11,7 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.chaos import clock
+from tests import host_clocks
 from tests.chaos.tools import LEDGER
 from tests.postgres import Postgres
 from tests.process import PROGRAM, environment, launch
@@ -107,7 +107,7 @@ class Server:
         """Returns once the killed process is no more."""
         assert self.process is not None
         await self.process.communicate()
-        clock.clean_up(self.process.pid)
+        host_clocks.clean_up(self.process.pid)
 
 
 @dataclass
@@ -139,7 +139,7 @@ def fleet(setup: Setup, upstream: ScriptedOpenAI) -> Fleet:
     """The servers, not started yet."""
     env = environment(upstream, AGENT_SERVICE_LEASE_SECONDS=str(LEASE_SECONDS), AGENT_SERVICE_MODEL="scripted-model")
     env[LEDGER] = str(setup.ledger)
-    skewed = env | clock.off_by(setup.skew_seconds) if setup.skew_seconds else env
+    skewed = env | host_clocks.off_by(setup.skew_seconds) if setup.skew_seconds else env
     others = [env] * (setup.servers - 1)
     return Fleet([Server(setup, _free_port(), each) for each in (skewed, *others)])
 

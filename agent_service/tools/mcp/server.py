@@ -19,7 +19,7 @@ class McpServer:
     """A program (`command`, `args`, `env`, `cwd`) or an endpoint (`url`, `headers`).
 
     `timeout` is for one call, `connect_timeout` for each answer while connecting, in seconds. `allow` None means all
-    of its tools. `secrets` are the values that must not be shown.
+    of its tools. `parallel_safe`: they may be executed beside others. `secrets` are the values that must not be shown.
     """
 
     name: str
@@ -33,6 +33,7 @@ class McpServer:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     allow: tuple[str, ...] | None = None
     trust_annotations: bool = False
+    parallel_safe: bool = False
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
     @property

@@ -179,6 +179,7 @@ class _Server:
             parameters_json=json.dumps(tool.input_schema, ensure_ascii=False, separators=(",", ":")),
             executor=Executor.SERVER,
             idempotent=bool(hints and (hints.read_only_hint or hints.idempotent_hint)),
+            parallel_safe=self._server.parallel_safe,
         )
 
     def _problem(self, schema: ToolSchema) -> str:
