@@ -23,6 +23,7 @@ from agent_service.engine.model import ModelClient
 from agent_service.engine.runs import Runs
 from agent_service.engine.supervisor import Supervisor
 from agent_service.engine.tools import ServerTools
+from agent_service.stores.errors import unavailable
 from agent_service.stores.memory import MemoryStore
 from agent_service.stores.sqlite_presence import Presence
 from tests.scripted_openai import ScriptedOpenAI, calls, fails, says
@@ -71,6 +72,19 @@ class SlowStore(MemoryStore):
         self.stored.set()
         await self.go_on.wait()
         return started
+
+
+class AwayStore(MemoryStore):
+    """Does not answer the first two moves."""
+
+    moves = 0
+
+    async def move(self, *args: Any, **options: Any) -> Any:
+        """See RunStore."""
+        self.moves += 1
+        if self.moves <= 2:
+            raise unavailable("it is away", retry_after=0.001)
+        return await super().move(*args, **options)
 
 
 Made = TypeVar("Made", bound=MemoryStore)
@@ -131,6 +145,16 @@ async def test_a_run_that_is_cancelled_before_its_work_begins_asks_no_model(supe
     starting.cancel()
     assert (snapshot.run.status, snapshot.run.epoch) == (RunStatus.CANCELLED, 2)
     assert (model.asked, runs.leases.held) == (0, ())
+
+
+async def test_a_run_whose_caller_left_is_cancelled_when_the_store_is_back(supervisor: Supervisor) -> None:
+    """Nobody is there to repeat the cancel that could not be stored at once."""
+    store, runs = made(AwayStore, Unanswering(), supervisor)
+    await store.start(TENANT, new_run())
+    runs.cancel_soon(TENANT, "run_1")
+    await supervisor.settle(BOUND)
+    assert (await store.get_run(TENANT, "run_1")).run.status is RunStatus.CANCELLED
+    assert store.moves == 3
 
 
 async def stopped_while_a_start_is_stored(supervisor: Supervisor) -> tuple[SlowStore, Runs]:

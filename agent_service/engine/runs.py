@@ -32,6 +32,9 @@ log = structlog.get_logger()
 MAX_TAKEN_OVER = 256
 """Lost runs that one look takes over at most."""
 
+CANCEL_SECONDS = 1.0
+"""Between two attempts to cancel a run whose caller is gone, while the store is away."""
+
 MOVE_SECONDS = 5.0
 """How long moves in flight may take when the process ends."""
 
@@ -111,7 +114,7 @@ class Runs:
         """Cancels the run in the background; for a caller that is already gone. When the process ends it is the server
         that is gone, for its callers, and the run goes on elsewhere."""
         if self._working:
-            self._supervisor.spawn(("cancel", run_id), self.cancel(tenant, run_id))
+            self._supervisor.spawn(("cancel", run_id), self._insist_on_cancel(tenant, run_id))
 
     async def cancel(self, tenant: str, run_id: str) -> Snapshot:
         """Ends the run for good, and the model request it may be waiting for. A run that is over stays as it is."""
@@ -243,6 +246,19 @@ class Runs:
         if started.ended is not None:
             self.leases.check(tenant, started.ended.run_id, started.ended.epoch)
         self._work(tenant, pinned, Snapshot(started.run, (), started.last_position))
+
+    async def _insist_on_cancel(self, tenant: str, run_id: str) -> None:
+        """Nobody is there to ask again when the store is away."""
+        while self._working:
+            try:
+                await self.cancel(tenant, run_id)
+            except AgentServiceError as error:
+                log.warning("run.not_cancelled", run_id=run_id, error=error.message)
+                if error.reason is not Reason.STORE_UNAVAILABLE:
+                    return
+                await asyncio.sleep(error.retry_after or CANCEL_SECONDS)
+            else:
+                return
 
     async def _begin_next(self) -> None:
         try:
