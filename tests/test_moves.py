@@ -114,12 +114,22 @@ def test_an_answer_with_nothing_ends_the_run_without_a_message() -> None:
 
 def test_what_a_step_cost_is_summed() -> None:
     """Usage, attempts and steps add up over pauses; the time to the first token is that of the first step."""
-    run = Played().answers(client("c1"), attempts=3, first_token_time=70)
+    run = Played().answers(client("c1"), attempts=3, first_token_time=1_000)
     run.submits(returns("c1"))
-    run.answers(text="Bye.", first_token_time=90)
+    run.now = 1_090
+    run.answers(text="Bye.", first_token_time=1_090)
     assert (run.run.usage, run.run.model_attempts, run.run.steps_taken) == (Usage(20, 10, 30), 4, 2)
-    assert run.run.first_token_time == 70
+    assert run.run.first_token_time == 1_000
     assert [stop.usage for stop in run.stops] == [Usage(10, 5, 15), Usage(20, 10, 30)]
+
+
+@pytest.mark.parametrize(("told", "kept"), [(0, 0), (900, 1_000), (1_200, 1_200), (1_600, 1_500)])
+def test_the_first_token_comes_between_the_start_and_its_answer(told: int, kept: int) -> None:
+    """Also where the owner's idea of the store's clock is a little off."""
+    run = Played()
+    run.now = 1_500
+    run.answers(text="Bye.", first_token_time=told)
+    assert run.run.first_token_time == kept
 
 
 def test_client_calls_pause_the_run() -> None:

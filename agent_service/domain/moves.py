@@ -361,9 +361,14 @@ def _count_step(draft: Draft, step: StepRecord) -> None:
         usage=run.usage + step.usage,
         invalid_steps=run.invalid_steps + 1 if all_refused else 0,
         losses=0,
-        first_token_time=run.first_token_time or step.first_token_time,
+        first_token_time=run.first_token_time or _within(run.create_time, step.first_token_time, draft.now),
         rule_state=step.rule_state,
     )
+
+
+def _within(earliest: int, time: int, latest: int) -> int:
+    """A time that the owner took from its idea of the store's clock, which may be a little off; 0 for none."""
+    return min(max(time, earliest), latest) if time else 0
 
 
 def _record_calls(draft: Draft, step: StepRecord) -> None:
