@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from agent_service.domain.errors import AgentServiceError, Reason
+from agent_service.stores.codec import UnknownCodecError
 from agent_service.stores.postgres_batches import LANES, MAX_BATCH, Batches, Job
 from agent_service.stores.postgres_database import Connection, Database
 
@@ -93,3 +94,26 @@ async def test_what_has_waited_too_long_is_not_written() -> None:
     commits.may_end.set()
     await writes.close()
     assert commits.written == names[:LANES]
+
+
+async def test_a_row_that_cannot_be_read_fails_its_own_job_alone() -> None:
+    """Say that a newer program wrote it: what is written together with it is written without it."""
+    commits = Commits()
+
+    async def write(connection: Connection, jobs: Sequence[Job[str]]) -> None:
+        if any(job.what == "unreadable" for job in jobs):
+            raise UnknownCodecError
+        await commits.note(connection, jobs)
+
+    writes = Batches(cast(Database, commits), write, lambda told: None, lambda: None)
+    commits.may_end.clear()
+    first = [asyncio.create_task(writes.put(name, "first")) for name in range(LANES)]
+    await asyncio.sleep(0)
+    names = ("before", "unreadable", "after")
+    together = [asyncio.create_task(writes.put(name, name)) for name in names]
+    await asyncio.sleep(0)
+    commits.may_end.set()
+    before, unreadable, after = await asyncio.gather(*together, return_exceptions=True)
+    assert (before, after) == ("before", "after")
+    assert isinstance(unreadable, UnknownCodecError)
+    await asyncio.gather(*first)

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-import asyncpg
 import structlog
 
+from agent_service.domain.errors import AgentServiceError
 from agent_service.domain.event import Event
 from agent_service.stores.errors import unavailable
 from agent_service.stores.postgres_database import ATTEMPTS, Connection, Database
@@ -121,7 +121,7 @@ class Batches(Generic[A]):
         return batch
 
     async def _commit(self, batch: list[Job[A]]) -> None:
-        """One transaction for all; if the database refuses that, one for each, so that none fails for its neighbours.
+        """One transaction for all; if that cannot be written, one for each, so that none fails for its neighbours.
 
         If nobody knows whether it was committed, nothing is repeated: an owner's move would be made twice.
         """
@@ -140,7 +140,8 @@ class Batches(Generic[A]):
         try:
             await self._database.write(write, committed, attempts=ATTEMPTS if len(batch) == 1 else 1)
         except Exception as error:
-            refused = isinstance(error, asyncpg.PostgresError | ValueError) or isinstance(error.__cause__, CLASHES)
+            # What the work raised, such as for a row that this program cannot read, was not committed either.
+            refused = not isinstance(error, AgentServiceError) or isinstance(error.__cause__, CLASHES)
             if refused and len(batch) > 1:
                 for job in batch:
                     await self._commit([job])
