@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from agent_service.engine.limits import Limits
 from agent_service.engine.model import ToolMode
-from agent_service.stores.urls import is_postgres, without_password
+from agent_service.stores.urls import is_postgres, problem_of, without_password
 
 DEFAULT_INSTRUCTIONS = "You are a helpful assistant."
 MEMORY = "memory"
@@ -163,6 +163,8 @@ def load_settings(**flags: object) -> Settings:
             f"host: {settings.host} is not loopback, and there is neither TLS nor authentication; "
             "use 127.0.0.1 behind a proxy that has both, or add --insecure-any-address"
         )
+    if problem := problem_of(settings.store):
+        raise SettingsError(f"store: {problem}")
     if settings.workers > 1 and settings.store == MEMORY:
         raise SettingsError(
             f"workers: {settings.workers} processes cannot share a store in memory; name a SQLite file or PostgreSQL"

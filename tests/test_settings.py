@@ -181,3 +181,25 @@ def test_a_database_is_shown_without_its_password() -> None:
     assert (settings.store_url, settings.store_path) == (settings.store, None)
     assert settings.store_shown == "postgresql://me@one:5432,two/runs"
     assert load_settings(store="runs.sqlite3").store_shown == "runs.sqlite3"
+
+
+@pytest.mark.parametrize("character", "#/?[]")
+def test_a_password_that_ends_the_place_in_a_url_is_refused_and_not_shown(character: str) -> None:
+    """What comes after such a character would be taken for a part of something else, and be told."""
+    said = problem(store=f"postgresql://me:left{character}right@host/runs")
+    assert "as %2F" in said
+    assert "left" not in said
+    assert "right@" not in said
+
+
+@pytest.mark.parametrize("store", ["postgres:/runs", "mysql://me:hidden@host/runs"])
+def test_a_url_of_something_else_is_no_path(store: str) -> None:
+    """It is refused, without a password that it may hold."""
+    said = problem(store=store)
+    assert "postgresql://user@host/database" in said
+    assert "hidden" not in said
+
+
+def test_the_scheme_of_a_store_may_be_in_upper_case() -> None:
+    """As in any URL."""
+    assert load_settings(store="PostgreSQL://host/runs").store_path is None
