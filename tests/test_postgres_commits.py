@@ -16,7 +16,7 @@ from agent_service.stores.postgres_database import Connection, Database
 from tests.persistent import COMPLETED, PAUSED, Callers, Watcher, is_unavailable, script, until
 from tests.postgres import Postgres
 from tests.service import SECRET, Client, durable, refusal, returned, scripted, step, submit
-from tests.store_contract import TENANT, opened
+from tests.store_contract import PINNED, TENANT, opened
 from tests.stored import SCHEMA, emptied, rows
 
 pytestmark = pytest.mark.anyio
@@ -234,3 +234,15 @@ async def test_a_commit_is_told_here_before_it_is_seen_as_written_elsewhere(
             heard.set()
         assert (await asked)[TENANT, "run_1"].last_sequence == kept.told[0][2][-1].sequence
         await starting
+
+
+async def test_runs_start_on_a_database_that_was_set_back(url: str) -> None:
+    """A standby that lacked the last commits, or a backup, may not have what the runs of an agent are pinned to."""
+    async with opened(url) as kept:
+        await kept.start("run-1")
+        await kept.start("run-2")
+        async with connected(url) as db:
+            await db.execute("TRUNCATE pins, runs, conversations, messages, events, calls, receipts RESTART IDENTITY")
+            await db.execute("INSERT INTO pins (tenant, sha256, codec, body) VALUES ('another', '', 1, '{}')")
+        await kept.start("run-1")
+        assert await kept.store.get_pinned(TENANT, "run-1") == PINNED

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 Ask = tuple[str, NewRun]
 """Whose start it is, and the start."""
 
-_KNOWN_PINS = 10_000
-
 _LOCK = """
     SELECT c.conversation_key FROM unnest($1::text[], $2::text[]) AS w (tenant, conversation_id)
     JOIN conversations c USING (tenant, conversation_id) ORDER BY c.conversation_key FOR NO KEY UPDATE OF c"""
@@ -92,7 +90,6 @@ class Starts:
     def __init__(self, hints: Hints, new_id: NewId) -> None:
         self._hints = hints
         self._new_id = new_id
-        self._pin_keys: dict[tuple[str, str], int] = {}
 
     async def preview(self, db: Connection, ask: Ask) -> Started:
         """What a start would do and say."""
@@ -163,7 +160,7 @@ class Starts:
 
     async def _insert(self, db: Connection, plans: Sequence[_Plan]) -> dict[tuple[str, str], tuple[int, int]]:
         """Makes the rows of these runs and of their new conversations; the keys of both."""
-        pins = await self._pin(db, [(plan.tenant, plan.new.pinned) for plan in plans])
+        pins = await _pin(db, [(plan.tenant, plan.new.pinned) for plan in plans])
         made = [
             (plan.tenant, plan.new.run.conversation_id, plan.plan.started.run.create_time)
             for plan in plans
@@ -173,23 +170,25 @@ class Starts:
         result = await db.fetch(_INSERT, *columns(made, 3), *columns(inserted, 17))
         return {(tenant, run_id): (run_key, conversation_key) for tenant, run_id, run_key, conversation_key in result}
 
-    async def _pin(self, db: Connection, wanted: Sequence[tuple[str, Pinned]]) -> list[int]:
-        """The keys of what runs are pinned to; equal ones are stored once. They stay, so those seen are remembered."""
-        pins = [(tenant, *pin_columns(pinned)) for tenant, pinned in wanted]
-        keys = {pin[:2]: self._pin_keys.get(pin[:2]) for pin in pins}
-        if None in keys.values():
-            new = sorted({pin for pin in pins if keys[pin[:2]] is None})
-            ids = columns((pin[:2] for pin in new), 2)
-            stored = {(tenant, digest): key for tenant, digest, key in await db.fetch(_FIND_PINS, *ids)}
-            if len(self._pin_keys) > _KNOWN_PINS:
-                self._pin_keys.clear()
-            self._pin_keys |= stored
-            missing = [pin for pin in new if pin[:2] not in stored]
-            if missing:
-                await db.execute(_INSERT_PINS, *columns(missing, 4))
-                stored = {(tenant, digest): key for tenant, digest, key in await db.fetch(_FIND_PINS, *ids)}
-            keys |= stored
-        return [key for pin in pins if (key := keys[pin[:2]]) is not None]
+
+async def _pin(db: Connection, wanted: Sequence[tuple[str, Pinned]]) -> list[int]:
+    """The keys of what runs are pinned to; equal ones are stored once.
+
+    None is remembered: a database that fails over to an asynchronous standby, or is restored, may not have it, or
+    have given its key to another one.
+    """
+    pins = [(tenant, *pin_columns(pinned)) for tenant, pinned in wanted]
+    ids = columns((pin[:2] for pin in pins), 2)
+    keys = await _found_pins(db, ids)
+    missing = sorted({pin for pin in pins if pin[:2] not in keys})
+    if missing:
+        await db.execute(_INSERT_PINS, *columns(missing, 4))
+        keys = await _found_pins(db, ids)
+    return [keys[pin[:2]] for pin in pins]
+
+
+async def _found_pins(db: Connection, ids: list[list[str]]) -> dict[tuple[str, str], int]:
+    return {(tenant, digest): key for tenant, digest, key in await db.fetch(_FIND_PINS, *ids)}
 
 
 _INSERT_PINS = """
@@ -197,7 +196,7 @@ _INSERT_PINS = """
     SELECT * FROM unnest($1::text[], $2::text[], $3::int[], $4::text[]) ON CONFLICT (tenant, sha256) DO NOTHING"""
 
 _FIND_PINS = """
-    SELECT tenant, sha256, pin_key FROM unnest($1::text[], $2::text[]) AS w (tenant, sha256)
+    SELECT DISTINCT tenant, sha256, pin_key FROM unnest($1::text[], $2::text[]) AS w (tenant, sha256)
     JOIN pins USING (tenant, sha256)"""
 
 
