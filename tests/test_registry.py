@@ -320,6 +320,14 @@ async def test_a_paused_run_keeps_the_agent_it_was_started_with(store: str, chan
             assert (third.model, third.system, third.tool_names) == ("m-3", "Other.", ["add"])
 
 
+async def test_a_conversation_whose_label_holds_a_nul_can_be_created_again(store: str) -> None:
+    """A repeat is answered like the first call, also where a database cannot hold that character."""
+    async with scripted([], store) as (client, _):
+        request = pb.CreateConversationRequest(conversation_id="conv-1", labels={"team": "a\0b"})
+        made = (await client.registry.CreateConversation(request)).conversation
+        assert (await client.registry.CreateConversation(request)).conversation == made
+
+
 async def test_a_conversation_is_made_with_an_id_and_labels(store: str) -> None:
     """A repeat with the same labels is answered with it; with others it is refused; without an id it is new."""
     async with scripted([], store) as (client, _):

@@ -87,6 +87,7 @@ class PostgresRegistry:
 
     async def create_conversation(self, tenant: str, conversation_id: str, labels: dict[str, str]) -> Conversation:
         """See Registry."""
+        labels = {key: column(value) for key, value in labels.items()}
 
         async def work(db: Connection) -> Conversation:
             existing = await load_conversation_value(db, tenant, conversation_id)
@@ -98,7 +99,7 @@ class PostgresRegistry:
                 tenant,
                 conversation_id,
                 now,
-                json.dumps({key: column(value) for key, value in labels.items()}),
+                json.dumps(labels),
             )
             return Conversation(conversation_id, now, labels)
 
