@@ -135,7 +135,7 @@ def test_a_call_is_refused_exactly_if_a_rule_forbids_it(
 def test_a_run_is_at_a_dead_end_exactly_if_it_must_call_and_may_not(
     rules: tuple[ToolRule, ...], attempts: list[tuple[str, str | None]]
 ) -> None:
-    """Or if it lacks a tool without which it may not end."""
+    """Or if it lacks a tool without which it may not end, or may call nothing and has such a tool still to call."""
     state, made = NO_CALLS, list[Made]()
     for name, output in attempts:
         if lawful(rules, made, name):
@@ -143,7 +143,8 @@ def test_a_run_is_at_a_dead_end_exactly_if_it_must_call_and_may_not(
             made.append(Made(name, output or ""))
     permit = permitted(rules, state, TOOLS)
     lacks = any(each.kind is RuleKind.REQUIRED_BEFORE_EXIT and each.tool_name == "absent" for each in rules)
-    assert bool(permit.dead_end) == (lacks or bool(permit.demand and not permit.names))
+    stuck = not permit.names and bool(permit.demand or uncalled(rules, state))
+    assert bool(permit.dead_end) == (lacks or stuck)
 
 
 @given(RULES)
@@ -212,6 +213,13 @@ DEAD_ENDS: list[tuple[tuple[ToolRule, ...], str]] = [
     (
         (ToolRule(RuleKind.REQUIRED_BEFORE_EXIT, "absent"),),
         "'absent' must be called before the end, but is not a tool of this run",
+    ),
+    (
+        (
+            ToolRule(RuleKind.REQUIRED_BEFORE_EXIT, "a"),
+            ToolRule(RuleKind.PARENT_LAST, "absent", children=tuple(map(NextTool, TOOLS))),
+        ),
+        "'a' must be called before the end, but 'a' may only be called right after 'absent'",
     ),
 ]
 
