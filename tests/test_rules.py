@@ -293,10 +293,10 @@ def test_rules_of_a_request_take_the_place_of_the_same_ones() -> None:
 
 
 WRONG: list[tuple[tuple[ToolRule, ...], dict[str, str]]] = [
-    ((ToolRule(RuleKind.TERMINAL, ""),), {"[0].terminal.tool_name": "'' is no tool's name: it has 0 characters"}),
+    ((ToolRule(RuleKind.TERMINAL, ""),), {"[0].terminal.tool_name": "is empty; name a tool"}),
     (
         (ToolRule(RuleKind.TERMINAL, "x" * 65),),
-        {"[0].terminal.tool_name": f"'{'x' * 64}' is no tool's name: it has 65 characters"},
+        {"[0].terminal.tool_name": f"'{'x' * 64}' is no tool's name: 65 characters; at most 64"},
     ),
     ((ToolRule(RuleKind.CHILD, "a"),), {"[0].child.children": "is empty; name at least one tool"}),
     (
@@ -305,7 +305,7 @@ WRONG: list[tuple[tuple[ToolRule, ...], dict[str, str]]] = [
     ),
     (
         (ToolRule(RuleKind.CHILD, "a", children=(NextTool(""),)),),
-        {"[0].child.children[0].tool_name": "'' is no tool's name: it has 0 characters"},
+        {"[0].child.children[0].tool_name": "is empty; name a tool"},
     ),
     ((ToolRule(RuleKind.MAX_COUNT, "a"),), {"[0].max_count.max_count": "0 is below 1; send 1 or more"}),
     (
