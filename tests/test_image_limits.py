@@ -105,6 +105,17 @@ async def test_a_bad_image_is_named_with_what_is_allowed(store: str, case: str) 
         assert upstream.request_count == 1
 
 
+async def test_parts_without_text_or_image_are_no_message(store: str) -> None:
+    """As an empty text is none. A return may be empty in either way."""
+    async with scripted([ASKS, says("Nothing.")], store) as (client, _):
+        found = await refusal(client.agent.Step(asking(part(""), part(""))))
+        assert (found.code, found.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
+        assert found.message == "input_messages[0].parts: has neither text nor an image; send one of them"
+        run = (await client.ask("Photo?", SECRET)).run
+        ended = await client.answer(run.run_id, returned(run.pending_tool_calls[0], "", parts=[part("")]))
+        assert ended.run.status == runs_pb2.RUN_STATUS_COMPLETED
+
+
 async def test_images_are_counted_over_the_whole_request(store: str) -> None:
     """Bytes only: URLs cost the server nothing."""
     async with scripted([calls(*[("get_secret_code", {"name": "A"})] * 2), says("Cats.")], store, **SMALL) as (

@@ -135,7 +135,7 @@ def test_a_call_is_refused_exactly_if_a_rule_forbids_it(
 def test_a_run_is_at_a_dead_end_exactly_if_it_must_call_and_may_not(
     rules: tuple[ToolRule, ...], attempts: list[tuple[str, str | None]]
 ) -> None:
-    """Or if it lacks a tool without which it may not end."""
+    """Or if it lacks a tool without which it may not end, or may call nothing and has such a tool still to call."""
     state, made = NO_CALLS, list[Made]()
     for name, output in attempts:
         if lawful(rules, made, name):
@@ -143,7 +143,8 @@ def test_a_run_is_at_a_dead_end_exactly_if_it_must_call_and_may_not(
             made.append(Made(name, output or ""))
     permit = permitted(rules, state, TOOLS)
     lacks = any(each.kind is RuleKind.REQUIRED_BEFORE_EXIT and each.tool_name == "absent" for each in rules)
-    assert bool(permit.dead_end) == (lacks or bool(permit.demand and not permit.names))
+    stuck = not permit.names and bool(permit.demand or uncalled(rules, state))
+    assert bool(permit.dead_end) == (lacks or stuck)
 
 
 @given(RULES)
@@ -212,6 +213,13 @@ DEAD_ENDS: list[tuple[tuple[ToolRule, ...], str]] = [
     (
         (ToolRule(RuleKind.REQUIRED_BEFORE_EXIT, "absent"),),
         "'absent' must be called before the end, but is not a tool of this run",
+    ),
+    (
+        (
+            ToolRule(RuleKind.REQUIRED_BEFORE_EXIT, "a"),
+            ToolRule(RuleKind.PARENT_LAST, "absent", children=tuple(map(NextTool, TOOLS))),
+        ),
+        "'a' must be called before the end, but 'a' may only be called right after 'absent'",
     ),
 ]
 
@@ -285,10 +293,10 @@ def test_rules_of_a_request_take_the_place_of_the_same_ones() -> None:
 
 
 WRONG: list[tuple[tuple[ToolRule, ...], dict[str, str]]] = [
-    ((ToolRule(RuleKind.TERMINAL, ""),), {"[0].terminal.tool_name": "'' is no tool's name: it has 0 characters"}),
+    ((ToolRule(RuleKind.TERMINAL, ""),), {"[0].terminal.tool_name": "is empty; name a tool"}),
     (
         (ToolRule(RuleKind.TERMINAL, "x" * 65),),
-        {"[0].terminal.tool_name": f"'{'x' * 64}' is no tool's name: it has 65 characters"},
+        {"[0].terminal.tool_name": f"'{'x' * 64}' is no tool's name: 65 characters; at most 64"},
     ),
     ((ToolRule(RuleKind.CHILD, "a"),), {"[0].child.children": "is empty; name at least one tool"}),
     (
@@ -297,7 +305,7 @@ WRONG: list[tuple[tuple[ToolRule, ...], dict[str, str]]] = [
     ),
     (
         (ToolRule(RuleKind.CHILD, "a", children=(NextTool(""),)),),
-        {"[0].child.children[0].tool_name": "'' is no tool's name: it has 0 characters"},
+        {"[0].child.children[0].tool_name": "is empty; name a tool"},
     ),
     ((ToolRule(RuleKind.MAX_COUNT, "a"),), {"[0].max_count.max_count": "0 is below 1; send 1 or more"}),
     (

@@ -351,6 +351,23 @@ async def test_rules_that_leave_no_tool_after_a_pause_end_the_run(store: str) ->
         assert upstream.request_count == 1
 
 
+async def test_a_run_that_may_neither_call_nor_end_fails_with_the_reason(store: str) -> None:
+    """The model is not asked again for a call that it may never make."""
+    rules = [
+        rule(required_before_exit="a"),
+        rule(parent_last={"tool_name": "b", "children": ["a"]}),
+        most("b", 1),
+        most("c", 1),
+    ]
+    async with scripted([asks("b", "c")], store) as (client, upstream):
+        run = (await client.ask("Go.", A, B, C, tool_rules=rules)).run
+        ended = await answer(client, run, "one", "two")
+        assert failure(ended.run) == (
+            "no tool may be called: 'a' must be called before the end, but 'a' may only be called right after 'b'"
+        )
+        assert upstream.request_count == 1
+
+
 async def test_answers_with_nothing_but_forbidden_calls_end_the_run(store: str) -> None:
     """As other refused calls do."""
     async with scripted([defies("a")] * 3, store) as (client, _):

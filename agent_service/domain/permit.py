@@ -62,7 +62,7 @@ def permitted(rules: Sequence[ToolRule], state: RuleState, tools: Sequence[str])
     given = tuple(
         tool for demand in demands for tool in demand.tools if tool.arguments_json and tool.tool_name in names
     )
-    dead_end = gates.missing or (_dead_end(gates, demands) if demands and not names else "")
+    dead_end = gates.missing or ("" if names else _dead_end(gates, demands) or gates.never)
     return Permit(names, "; ".join(demand.why for demand in demands), given, tuple(refusals.items()), dead_end)
 
 
@@ -138,6 +138,11 @@ class _Gates:
             f"'{name}' must be called before the end, but is not a tool of this run" for name in self._absent
         )
 
+    @property
+    def never(self) -> str:
+        """What the run cannot end without and may not call, when no tool may be called."""
+        return "; ".join(f"'{name}' must be called before the end, but {self.refusal(name)}" for name in self._uncalled)
+
     def refusal(self, name: str) -> str:
         """Why the tool may not be called; empty if it may."""
         if name not in self._tools:
@@ -153,7 +158,9 @@ class _Gates:
 
 
 def _dead_end(gates: _Gates, demands: Sequence[_Demand]) -> str:
-    """What is demanded, and why it cannot be."""
+    """What is demanded, and why it cannot be; empty if nothing is."""
+    if not demands:
+        return ""
     wanted = frozenset.intersection(*(demand.names for demand in demands))
     blocked = " and ".join(gates.refusal(name) for name in sorted(wanted))
     return ", but ".join(filter(None, ("; ".join(demand.why for demand in demands), blocked)))

@@ -176,8 +176,10 @@ def _problems_of(rule: ToolRule, most: int) -> Iterator[tuple[str, str]]:
         yield "tool_name", f"the rule names {len(names)} tools; at most {most} are allowed"
         return
     for field, name in names:
-        if not 1 <= len(name) <= MAX_TOOL_NAME:
-            yield field, f"{name[:MAX_TOOL_NAME]!r} is no tool's name: it has {len(name)} characters"
+        if not name:
+            yield field, "is empty; name a tool"
+        elif len(name) > MAX_TOOL_NAME:
+            yield field, f"{name[:MAX_TOOL_NAME]!r} is no tool's name: {len(name)} characters; at most {MAX_TOOL_NAME}"
     if rule.kind in (RuleKind.CHILD, RuleKind.PARENT_LAST):
         yield from _problems_of_children([child.tool_name for child in rule.children])
     if rule.kind is RuleKind.CONDITIONAL:

@@ -56,6 +56,8 @@ class PartsReader:
         most = self._limits.max_images_per_message
         if len(images) > most:
             self._add(f"{path}.parts", f"{len(images)} images; at most {most} are allowed")
+        if required and parts and not any(part.WhichOneof("content") != "text" or part.text for part in parts):
+            self._add(f"{path}.parts", "has neither text nor an image; send one of them")
         told = text or "".join(part.text for part in found)
         return ReadContent(told, found if images else ())
 

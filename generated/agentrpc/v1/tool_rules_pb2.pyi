@@ -32,8 +32,8 @@ class ToolRule(_message.Message):
     The model sees only the tools it may call, and its instructions end with the rules in words. Where a rule demands a
     call (`run_first`, `child`, `conditional`), the request forces it: by name if one tool may be called, else by demanding
     any of them. If the model makes none all the same, the run fails with STOP_REASON_NO_TOOL_CALL. Where the rules demand
-    a call and allow no tool, the run fails with STOP_REASON_TOOL_RULE and NO_ALLOWED_TOOLS. Where they demand none and
-    allow none, the model is asked for text.
+    a call and allow no tool, the run fails with STOP_REASON_TOOL_RULE and NO_ALLOWED_TOOLS; so it does where they allow
+    none and a tool is missing that the run does not end without. Where else they allow none, the model is asked for text.
 
     An agent has rules (`Agent.tool_rules`); a start may add some for its run (`StepRequest.tool_rules`).
     """
