@@ -16,7 +16,7 @@ from agent_service.stores.postgres_database import Connection, Database
 from tests.persistent import COMPLETED, PAUSED, Callers, Watcher, is_unavailable, script, until
 from tests.postgres import Postgres
 from tests.service import SECRET, Client, durable, refusal, returned, scripted, step, submit
-from tests.store_contract import PINNED, TENANT, opened
+from tests.store_contract import PINNED, TENANT, opened, unchanged
 from tests.stored import SCHEMA, emptied, rows
 
 pytestmark = pytest.mark.anyio
@@ -246,3 +246,16 @@ async def test_runs_start_on_a_database_that_was_set_back(url: str) -> None:
             await db.execute("INSERT INTO pins (tenant, sha256, codec, body) VALUES ('another', '', 1, '{}')")
         await kept.start("run-1")
         assert await kept.store.get_pinned(TENANT, "run-1") == PINNED
+
+
+async def test_a_write_that_waits_for_a_lock_keeps_nobody_from_hearing_of_others(url: str) -> None:
+    """How far runs are is said while another program holds the row of one that is to be moved."""
+    async with opened(url) as kept:
+        await kept.start("run_1")
+        async with connected(url) as db, db.transaction():
+            await db.execute("SELECT FROM runs FOR UPDATE")
+            moving = asyncio.create_task(kept.store.move(TENANT, "run_1", unchanged))
+            await until(waiting(url, "wait_event_type = 'Lock'"), "not blocked")
+            assert (await kept.store.standing([(TENANT, "run_1")])).keys() == {(TENANT, "run_1")}
+            assert not moving.done()
+        await moving

@@ -243,7 +243,8 @@ class PostgresStore:
         return result
 
     async def _move_all(self, db: Connection, jobs: Sequence[Job[_Asked]]) -> None:
-        """At most one move for each run; of a conversation's runs only one has a move, too, at a time."""
+        """At most one move for each run. Two runs of one conversation that both add messages would take the same place
+        in it; the database refuses that, and they are moved one after the other."""
         wanted = [job.what.wanted for job in jobs]
         await rows.lock_runs(db, wanted)
         writes = []

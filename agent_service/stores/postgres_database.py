@@ -76,6 +76,7 @@ class Database:
         self._free = asyncio.Semaphore(size)
         self._trusted_since = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._committing: set[asyncio.Task[Any]] = set()
 
     @classmethod
     async def open(cls, url: str, *, seconds: float, size: int) -> Database:
@@ -115,8 +116,8 @@ class Database:
 
     async def told(self) -> None:
         """Returns when all that is committed by now was told, if it was committed through this object."""
-        if self._tasks:
-            await asyncio.wait(set(self._tasks))
+        if self._committing:
+            await asyncio.wait(set(self._committing))
 
     async def close(self) -> None:
         """Finishes what was begun and closes."""
@@ -138,6 +139,7 @@ class Database:
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
+        self._committing.discard(task)
         if not task.cancelled():
             task.exception()  # The caller may be gone.
 
@@ -185,6 +187,8 @@ class Database:
                     raise
                 if begin:
                     committing = True
+                    if (task := asyncio.current_task()) is not None:
+                        self._committing.add(task)
                     if await connection.execute("COMMIT") != "COMMIT":
                         raise AssertionError("the work went on after an error, so nothing was committed")
                 usable = True

@@ -1,6 +1,7 @@
 """The SQL of runs in PostgreSQL. Each statement is for many runs at once, whose values come as arrays.
 
-Whoever writes locks in one order, so that nobody waits in a circle: conversations by their keys, each with its run.
+Whoever writes locks conversations before runs, both by the conversations' keys. That leaves a rare circle of three (a
+start that supersedes, a move, a heartbeat): the database ends one of them after a second, and it is done again.
 """
 
 from __future__ import annotations
