@@ -64,6 +64,8 @@ BAD: dict[str, tuple[list[content_pb2.ContentPart], str, str]] = {
     "detail": ([part(url=URL, detail=9)], "[0].image.detail", "9 is not a value of ImageDetail"),
     "http": ([part(url="http://example.org/a.png")], "[0].image.url", "'http://example.org/a.png' is not an https URL"),
     "file": ([part(url="file:///etc/passwd")], "[0].image.url", "is not an https URL"),
+    "capitals": ([part(url="HTTPS://example.org/a.png")], "[0].image.url", "is not an https URL"),
+    "no port": ([part(url="https://example.org:99999/a.png")], "[0].image.url", "is not an https URL"),
     "no URL": ([part(url="a.png")], "[0].image.url", "'a.png' is not an https URL"),
     "broken URL": ([part(url="https://[::1/a.png")], "[0].image.url", "is not an https URL"),
     "data URL": ([part(url="data:image/png;base64,AAAA")], "[0].image.url", "a data URL; send the bytes in data"),

@@ -25,6 +25,7 @@ class AnswerWriter:
         self._text: OpenPart | None = None
         self._reasoning: OpenPart | None = None
         self._arguments: dict[int, OpenPart] = {}
+        self._unnamed: dict[int, str] = {}
         self._calls_message_id = ""
         self.first_token_time = 0
 
@@ -46,7 +47,16 @@ class AnswerWriter:
         if part is None:
             part = self._open(OpenPart(ArgumentsDelta, self.calls_message_id, index, name))
             self._arguments[index] = part
-        self._write(part, fragment if name not in self._held else "")
+        part.name = name
+        if self._held and not name:
+            # Endpoints may send a piece of the arguments before the name.
+            self._unnamed[index] = self._unnamed.get(index, "") + fragment
+            fragment = ""
+        elif name in self._held:
+            fragment = ""
+        else:
+            fragment = self._unnamed.pop(index, "") + fragment
+        self._write(part, fragment)
 
     def tell_held(self, index: int, name: str, arguments_json: str) -> None:
         """The arguments of a call as they will be stored, if they were held back."""

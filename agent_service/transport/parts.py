@@ -154,7 +154,9 @@ def _split(url: str) -> tuple[str, str, bool]:
     """Scheme, host, and whether it names a user; empty for what is no URL."""
     try:
         split = urlsplit(url)
-        return split.scheme, split.hostname or "", "@" in split.netloc
+        split.port  # noqa: B018 - raises ValueError for one that is no port
+        # As it is written: endpoints look for "https://".
+        return url[: len(split.scheme)], split.hostname or "", "@" in split.netloc
     except ValueError:
         return "", "", False
 
