@@ -11,12 +11,14 @@ import asyncpg
 import pytest
 from agentrpc.v1 import server_service_pb2
 
+from agent_service.domain.registry import CallFilter
 from agent_service.stores.postgres_batches import LANES
 from agent_service.stores.postgres_database import Connection, Database
 from tests.persistent import COMPLETED, PAUSED, Callers, Watcher, is_unavailable, script, until
 from tests.postgres import Postgres
 from tests.service import SECRET, Client, durable, refusal, returned, scripted, step, submit
-from tests.store_contract import PINNED, TENANT, opened, unchanged
+from tests.store_contract import LEASE, PINNED, TENANT, opened, unchanged
+from tests.store_contract import client as planned
 from tests.stored import SCHEMA, emptied, rows
 
 pytestmark = pytest.mark.anyio
@@ -259,3 +261,15 @@ async def test_a_write_that_waits_for_a_lock_keeps_nobody_from_hearing_of_others
             assert (await kept.store.standing([(TENANT, "run_1")])).keys() == {(TENANT, "run_1")}
             assert not moving.done()
         await moving
+
+
+async def test_a_call_that_is_settled_while_a_worker_asks_for_it_is_given_to_nobody(url: str) -> None:
+    """The worker finds it pending, waits for whoever settles it, and then finds that it is not any more."""
+    async with opened(url) as kept:
+        await kept.paused(planned("c1"))
+        async with connected(url) as db, db.transaction():
+            await db.execute("SELECT FROM runs FOR UPDATE")
+            claiming = asyncio.create_task(kept.store.claim_calls(TENANT, CallFilter(), "worker", LEASE, 1))
+            await until(waiting(url, "wait_event_type = 'Lock'"), "not blocked")
+            await db.execute("UPDATE calls SET state = 'returned'")
+        assert await claiming == ()

@@ -82,7 +82,6 @@ class PostgresStore:
 
     async def preview_start(self, tenant: str, new: NewRun) -> Started:
         """See RunStore."""
-
         return await self.database.read(lambda db: self._starts.preview(db, (tenant, new)))
 
     async def queued_runs(self, limit: int) -> tuple[tuple[str, str], ...]:

@@ -24,7 +24,6 @@ LANES = 2
 """So many batches are under way at once: while the database works on one, the next one is made."""
 
 A = TypeVar("A")
-T = TypeVar("T")
 Told = tuple[str, str, tuple[Event, ...]]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from agent_service.domain import expiry
 from agent_service.domain.event import DurableBody, Event, MessageStored
@@ -19,8 +19,6 @@ MESSAGE_COLUMNS = (
 """What MessageRow holds, of messages `m` and conversations `c`."""
 EVENT_COLUMNS = f"e.sequence, e.step_id, e.create_time, e.kind, e.codec, e.body, {MESSAGE_COLUMNS}"
 """What `event_of` takes, of events `e` and the message of each."""
-
-Row = TypeVar("Row")
 
 
 class MessageRow(NamedTuple):
