@@ -26,19 +26,26 @@ class Commits:
         self.sizes: list[int] = []
         self.written: list[str] = []
         self.at_once = 0
+        self.under_way: list[object] = []
 
     async def write(self, work: Any, done: Callable[[None], None], *, attempts: int) -> None:
         """Does the work and says so."""
         self.at_once += 1
+        began = len(self.under_way)
         await work(None)
+        mine = self.under_way[began:]
+        assert len(set(self.under_way)) == len(self.under_way)
         await asyncio.sleep(0)
         await self.may_end.wait()
+        for key in mine:
+            self.under_way.remove(key)
         self.at_once -= 1
         done(None)
 
     async def note(self, _: Connection, jobs: Sequence[Job[str]]) -> None:
         """Writes: the results are what was asked."""
         self.sizes.append(len(jobs))
+        self.under_way += [job.key for job in jobs]
         for job in jobs:
             job.result = job.what
             self.written.append(job.what)

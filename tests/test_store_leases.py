@@ -320,3 +320,14 @@ async def _refused(kept: Kept, request_id: str, reason: Reason) -> AgentServiceE
         await kept.retry(request_id=request_id)
     assert caught.value.reason is reason
     return caught.value
+
+
+async def test_a_stale_owner_does_not_lengthen_the_lease_of_the_next(store: str) -> None:
+    """It is told that its claim is stale, and the run's lease stays as the present owner made it."""
+    async with opened(store) as kept:
+        await kept.start()
+        stale = await kept.claim()
+        assert await kept.recover()
+        lease = (await kept.run()).lease_expire_time
+        assert await kept.store.renew([stale], 100 * LEASE) == (stale,)
+        assert (await kept.run()).lease_expire_time == lease
