@@ -89,7 +89,7 @@ def _read(name: str, number: int, comment: str) -> Documented:
         if begun:
             label = begun[1]
         parts[label] = f"{parts.get(label, '')} {line.strip().removeprefix(f'{label}: ')}".strip()
-    message = parts.get("Message", "").strip('"')
+    message = parts.get("Message", "").removeprefix('"').removesuffix('"')
     code, run = (parts.get(label, "").rstrip(".") for label in ("Code", "Run"))
     if not parts["Meaning"] or not message or not (code or run):
         raise FormError(f"{_PREFIX}{name}: the comment lacks its meaning, its message, or both of code and run")

@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field
 from structlog.testing import capture_logs
 
 from agent_service.domain.tool import Executor
-from agent_service.engine.schemas import schema_problem, violation
+from agent_service.engine.schemas import schema_problem, text_violation
 from agent_service.engine.tools import ToolContext, ToolOutput
 from agent_service.tools import PythonTools, ToolLoadError, load_tools, server_tool
 
@@ -303,8 +303,9 @@ def test_nested_types_are_local_references() -> None:
     schema = parameters(tool)
     assert schema["properties"]["points"]["items"] == {"$ref": "#/$defs/Point"}
     assert schema["$defs"]["Color"]["enum"] == ["red", "blue"]
-    assert violation(json.dumps(schema), {"points": [{"x": 1}], "color": "red"}) == ""
-    assert violation(json.dumps(schema), {"points": [{"x": "1"}], "color": "red"}) != ""
+    right, wrong = '{"points": [{"x": 1}], "color": "red"}', '{"points": [{"x": "1"}], "color": "red"}'
+    assert text_violation(json.dumps(schema), right) == ""
+    assert text_violation(json.dumps(schema), wrong) != ""
 
 
 def test_the_schema_is_compact_json() -> None:

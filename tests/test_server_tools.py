@@ -85,8 +85,8 @@ async def test_an_approval_may_edit_the_arguments(store: str) -> None:
 @pytest.mark.parametrize(
     ("edited", "problem"),
     [
-        ('{"path": 7}', "at /path: 7 is not of type 'string'"),
-        ("{}", "'path' is a required property"),
+        ('{"path": 7}', 'at /path: 7 is not of type "string"'),
+        ("{}", '"path" is a required property'),
         ('{"path": "/b", "more": 1}', "more"),
         ("[]", "not a JSON object"),
         ("{", "not valid JSON"),

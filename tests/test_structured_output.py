@@ -21,7 +21,7 @@ PERSON = (
 WANTED = agent_service_pb2.ResponseFormat(name="person", description="Who it is.", schema_json=PERSON, strict=True)
 GOOD, BAD = '{"age": 7}', '{"age": "x"}'
 ASKS = calls(("get_secret_code", {"name": "Alice"}))
-WRONG = "at /age: 'x' is not of type 'integer'"
+WRONG = 'at /age: "x" is not of type "integer"'
 SENT = {
     "type": "json_schema",
     "json_schema": {"name": "person", "description": "Who it is.", "schema": json.loads(PERSON), "strict": True},
@@ -89,7 +89,7 @@ async def test_a_request_that_demands_a_call_asks_for_no_format(store: str, choi
     ("written", "problem"),
     [
         (BAD, WRONG),
-        ("{}", "at /: 'age' is a required property"),
+        ("{}", 'at /: "age" is a required property'),
         ("It is 7.", "it is not valid JSON: Expecting value: line 1 column 1 (char 0)"),
         ("[7]", "it is an array, not a JSON object"),
         (f"```json\n{GOOD}\n```", "it is not valid JSON: Expecting value: line 1 column 1 (char 0)"),

@@ -72,7 +72,7 @@ def arguments_violation(parameters_json: str, arguments_json: str) -> str:
         return f"the arguments are not valid JSON: {error}"
     if not isinstance(value, dict):
         return "the arguments are not a JSON object"
-    problem = violation(parameters_json, value)
+    problem = violation(parameters_json, value, arguments_json)
     return f"the arguments are against the tool's schema: {problem}" if problem else ""
 
 

@@ -249,6 +249,6 @@ def _violation(answer: CallAnswer, snapshot: Snapshot, pinned: Pinned) -> FieldV
 
 def _result_violation(schema_json: str, text: str) -> str:
     try:
-        return violation(schema_json, parse_json(text))
+        return violation(schema_json, parse_json(text), text)
     except JsonError as error:
         return f"the text is not JSON: {error}"

@@ -1,19 +1,24 @@
-"""JSON Schema: whether a schema can be used, and whether a value satisfies one. Errors are one line with a path."""
+"""JSON Schema: whether a schema can be used, and whether a value satisfies one. Errors are one line with a path.
+
+Schemas and values come from strangers: whatever they ask for, the answer takes a bounded time.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, ValidationError
-from referencing import Registry, Resource
-from referencing.exceptions import Unresolvable
-from referencing.jsonschema import DRAFT202012
+from jsonschema_rs import Draft202012Validator, FancyRegexOptions, RegexOptions, ValidationError
+
+from agent_service.engine.schema_work import LoopError, References, TooMuchWorkError, Work, nodes
 
 _MAX_TEXT = 300
+_PATTERN_BYTES = 4 * 1024 * 1024
+"""Of a compiled pattern."""
+_PATTERNS = FancyRegexOptions(backtrack_limit=10_000, size_limit=_PATTERN_BYTES)
+_LINEAR = RegexOptions(size_limit=_PATTERN_BYTES)
 
 
 class JsonError(ValueError):
@@ -37,6 +42,12 @@ def schema_problem(text: str, *, max_bytes: int, max_depth: int, object_only: bo
     size = len(text.encode())
     if size > max_bytes:
         return f"{size} bytes; at most {max_bytes} are allowed"
+    return _problem(text, max_depth, object_only)
+
+
+@lru_cache(maxsize=256)
+def _problem(text: str, max_depth: int, object_only: bool) -> str:
+    """Remembered, because callers send the same tools with each request."""
     try:
         schema = parse_json(text)
     except JsonError as error:
@@ -47,21 +58,50 @@ def schema_problem(text: str, *, max_bytes: int, max_depth: int, object_only: bo
         return f"nested deeper than {max_depth} levels"
     if object_only and schema.get("type", "object") != "object":
         return f'/type: must be "object", found {_short(json.dumps(schema["type"]))}'
-    remote = next((ref for ref in _refs(schema) if not ref.startswith("#")), None)
+    refs = [node[key] for node in nodes(schema) for key in ("$ref", "$dynamicRef") if isinstance(node.get(key), str)]
+    remote = next((ref for ref in refs if not ref.startswith("#")), None)
     if remote is not None:
         return f"$ref {_short(remote)!r}: only references inside the same schema (#/...) are allowed"
+    if any("$id" in node for node in nodes(schema) if node is not schema):
+        return "$id: only allowed at the top, as references inside a schema are to the whole of it"
+    return _unresolved(schema, refs) or _library_problem(text)
+
+
+def _unresolved(schema: dict[str, Any], refs: list[str]) -> str:
+    references = References(schema)
+    for ref in refs:
+        try:
+            found = references.target(ref)
+        except (LookupError, TypeError, ValueError):
+            return f"$ref {_short(ref)!r} leads nowhere"
+        if not isinstance(found, dict | bool):
+            return f"$ref {_short(ref)!r} leads to {_kind(found)}, not to a schema"
+    return ""
+
+
+def _library_problem(text: str) -> str:
     try:
-        Draft202012Validator.check_schema(schema)
-    except SchemaError as error:
+        _checker(text)
+    except LoopError as loop:
+        return f"$ref {_short(str(loop))!r} leads back to itself"
+    except ValidationError as error:
         return f"not valid JSON Schema: {_describe(error)}"
-    return _unresolved(schema)
+    except ValueError as error:  # half of a surrogate pair, which JSON can say and no text can hold
+        return f"not valid JSON Schema: {_short(str(error))}"
+    return ""
 
 
-def violation(schema_json: str, value: Any) -> str:
-    """How a value violates a schema that was found usable before; empty if it does not."""
+def violation(schema_json: str, value: Any, text: str) -> str:
+    """How a value, whose JSON text is given, violates a schema that was found usable before; empty if it does not."""
+    checker = _checker(schema_json)
     try:
-        error = next(iter(_validator(schema_json).iter_errors(value)), None)
-    except Exception as problem:  # the caller's schema drives the library; what it trips over is not our crash
+        checker.work.check(value, text)
+        if checker.validator.is_valid(value):
+            return ""
+        error = next(iter(checker.validator.iter_errors(value)), None)
+    except TooMuchWorkError:
+        return "cannot be checked: it would take too long with this schema"
+    except ValueError as problem:  # also for half of a surrogate pair
         return f"cannot be checked: {_short(str(problem))}"
     return _describe(error) if error is not None else ""
 
@@ -72,36 +112,40 @@ def text_violation(schema_json: str, text: str) -> str:
         value = parse_json(text)
     except JsonError as error:
         return f"it is not valid JSON: {error}"
-    return violation(schema_json, value) if isinstance(value, dict) else f"it is {_kind(value)}, not a JSON object"
+    if not isinstance(value, dict):
+        return f"it is {_kind(value)}, not a JSON object"
+    return violation(schema_json, value, text)
 
 
-@lru_cache(maxsize=1024)
-def _validator(schema_json: str) -> Draft202012Validator:
-    return Draft202012Validator(json.loads(schema_json), registry=Registry())
+@dataclass(frozen=True, slots=True)
+class _Checker:
+    validator: Draft202012Validator
+    work: Work
 
 
-def _unresolved(schema: dict[str, Any]) -> str:
-    resource: Resource[Any] = Resource.from_contents(schema, default_specification=DRAFT202012)
-    resolver = Registry[Any]().with_resource("", resource).resolver("")
-    for ref in _refs(schema):
-        try:
-            found = resolver.lookup(ref).contents
-        except (Unresolvable, TypeError, ValueError):  # a pointer into a list or a number raises the latter
-            return f"$ref {_short(ref)!r} leads nowhere"
-        if not isinstance(found, dict | bool):
-            return f"$ref {_short(ref)!r} leads to {_kind(found)}, not to a schema"
-    return ""
+@lru_cache(maxsize=256)
+def _checker(schema_json: str) -> _Checker:
+    """Raises ValidationError for what the library cannot use, LoopError."""
+    schema = json.loads(schema_json)
+    validator = Draft202012Validator(schema, offline=True, pattern_options=_PATTERNS)
+    return _Checker(validator, Work(schema, frozenset(filter(_backtracks, _patterns(schema)))))
 
 
-def _refs(value: Any) -> Iterable[str]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if key in ("$ref", "$dynamicRef") and isinstance(item, str):
-                yield item
-            yield from _refs(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _refs(item)
+def _patterns(schema: dict[str, Any]) -> set[str]:
+    found = {node["pattern"] for node in nodes(schema) if isinstance(node.get("pattern"), str)}
+    for node in nodes(schema):
+        if isinstance(keyed := node.get("patternProperties"), dict):
+            found.update(keyed)
+    return found
+
+
+def _backtracks(pattern: str) -> bool:
+    """Whether it has what cannot be matched in one pass."""
+    try:
+        Draft202012Validator({"pattern": pattern}, pattern_options=_LINEAR)
+    except ValidationError:
+        return True
+    return False
 
 
 def _depth(value: Any) -> int:
@@ -118,8 +162,8 @@ def _depth(value: Any) -> int:
     return depth
 
 
-def _describe(error: ValidationError | SchemaError) -> str:
-    path = "/".join(str(part) for part in error.absolute_path)
+def _describe(error: ValidationError) -> str:
+    path = "/".join(str(part) for part in error.instance_path)
     return _short(f"at /{path}: {error.message}")
 
 

@@ -41,15 +41,15 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A schema of a client tool cannot be used; named as BadRequest field violations. Correct it.
     Code: INVALID_ARGUMENT.
     Metadata: violations_total, only when there are more than 16.
-    Message: "client_tools[1].parameters_json: not valid JSON Schema: at /properties/age/type: 'strng' is not valid
-    under any of the given schemas"
+    Message: "client_tools[1].parameters_json: not valid JSON Schema: at /properties/age/type: "strng" is not valid
+    under any of the schemas listed in the 'anyOf' keyword"
     """
     ERROR_REASON_INVALID_RESPONSE_SCHEMA: _ErrorReason.ValueType  # 36
     """The schema of `response_format` cannot be used; named as a BadRequest field violation. Correct it.
     Code: INVALID_ARGUMENT.
     Metadata: violations_total, only when there are more than 16.
-    Message: "response_format.schema_json: not valid JSON Schema: at /properties/age/type: 'strng' is not valid under
-    any of the given schemas"
+    Message: "response_format.schema_json: not valid JSON Schema: at /properties/age/type: "strng" is not valid under
+    any of the schemas listed in the 'anyOf' keyword"
     """
     ERROR_REASON_UNKNOWN_TOOL_CALL: _ErrorReason.ValueType  # 3
     """A submit names a call that is not one of this run, or names one twice; named as BadRequest field violations.
@@ -64,7 +64,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     error.
     Code: INVALID_ARGUMENT.
     Metadata: violations_total, only when there are more than 16.
-    Message: "tool_returns[0].text: against the result schema of 'get_age' at /age: 'x' is not of type 'integer'"
+    Message: "tool_returns[0].text: against the result schema of 'get_age' at /age: "x" is not of type "integer""
     """
     ERROR_REASON_AGENT_NOT_FOUND: _ErrorReason.ValueType  # 5
     """There is no such agent. ListAgents shows those there are.
@@ -285,7 +285,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     `max_steps`). The message says where the last one violates the schema; the conversation's messages show all of them,
     and what the model was told. Try another model or a simpler schema, or `strict`.
     Run: FAILED with STOP_REASON_INVALID_LLM_RESPONSE.
-    Message: "no answer satisfied the response schema; the last of 3: at /age: 'x' is not of type 'integer'"
+    Message: "no answer satisfied the response schema; the last of 3: at /age: "x" is not of type "integer""
     """
     ERROR_REASON_INVALID_TOOL_CALLS: _ErrorReason.ValueType  # 44
     """The model's answers held nothing but calls of unknown tools, against their schemas or against tool rules, too many
@@ -348,15 +348,15 @@ ERROR_REASON_INVALID_TOOL_SCHEMA: ErrorReason.ValueType  # 2
 """A schema of a client tool cannot be used; named as BadRequest field violations. Correct it.
 Code: INVALID_ARGUMENT.
 Metadata: violations_total, only when there are more than 16.
-Message: "client_tools[1].parameters_json: not valid JSON Schema: at /properties/age/type: 'strng' is not valid
-under any of the given schemas"
+Message: "client_tools[1].parameters_json: not valid JSON Schema: at /properties/age/type: "strng" is not valid
+under any of the schemas listed in the 'anyOf' keyword"
 """
 ERROR_REASON_INVALID_RESPONSE_SCHEMA: ErrorReason.ValueType  # 36
 """The schema of `response_format` cannot be used; named as a BadRequest field violation. Correct it.
 Code: INVALID_ARGUMENT.
 Metadata: violations_total, only when there are more than 16.
-Message: "response_format.schema_json: not valid JSON Schema: at /properties/age/type: 'strng' is not valid under
-any of the given schemas"
+Message: "response_format.schema_json: not valid JSON Schema: at /properties/age/type: "strng" is not valid under
+any of the schemas listed in the 'anyOf' keyword"
 """
 ERROR_REASON_UNKNOWN_TOOL_CALL: ErrorReason.ValueType  # 3
 """A submit names a call that is not one of this run, or names one twice; named as BadRequest field violations.
@@ -371,7 +371,7 @@ BadRequest field violations. Nothing of the submit was taken, the call stays pen
 error.
 Code: INVALID_ARGUMENT.
 Metadata: violations_total, only when there are more than 16.
-Message: "tool_returns[0].text: against the result schema of 'get_age' at /age: 'x' is not of type 'integer'"
+Message: "tool_returns[0].text: against the result schema of 'get_age' at /age: "x" is not of type "integer""
 """
 ERROR_REASON_AGENT_NOT_FOUND: ErrorReason.ValueType  # 5
 """There is no such agent. ListAgents shows those there are.
@@ -592,7 +592,7 @@ ERROR_REASON_RESPONSE_SCHEMA_VIOLATION: ErrorReason.ValueType  # 49
 `max_steps`). The message says where the last one violates the schema; the conversation's messages show all of them,
 and what the model was told. Try another model or a simpler schema, or `strict`.
 Run: FAILED with STOP_REASON_INVALID_LLM_RESPONSE.
-Message: "no answer satisfied the response schema; the last of 3: at /age: 'x' is not of type 'integer'"
+Message: "no answer satisfied the response schema; the last of 3: at /age: "x" is not of type "integer""
 """
 ERROR_REASON_INVALID_TOOL_CALLS: ErrorReason.ValueType  # 44
 """The model's answers held nothing but calls of unknown tools, against their schemas or against tool rules, too many

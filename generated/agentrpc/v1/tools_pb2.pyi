@@ -197,8 +197,8 @@ class ClientToolSchema(_message.Message):
     """What the tool does, written for the model."""
     parameters_json: _builtins.str
     """The same as JSON text, kept exactly; best for programs. Refused: text that is not JSON, duplicate keys, NaN,
-    schemas that are not valid JSON Schema (2020-12), a `$ref` to another document, and what exceeds the limits of
-    GetServerInfo.
+    schemas that are not valid JSON Schema (2020-12), a `$ref` to another document or back to itself, an `$id` below the
+    top, and what exceeds the limits of GetServerInfo. A value that would take too long to check counts as violating it.
     """
     result_schema_json: _builtins.str
     """Optional JSON Schema that the text of a successful return must satisfy, read as JSON. A return that does not is
