@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from agent_service.domain.submit import (
     submit,
 )
 from agent_service.domain.tool import Executor, ToolSchema
+from agent_service.domain.values import replace
 from agent_service.engine.loop import moved
 from agent_service.engine.store import Publish, RunStore
 from agent_service.stores.memory import MemoryStore

@@ -10,8 +10,10 @@ import re
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+from agent_service.domain.values import replace
 
 _RECEIVING = ("recvfrom", "recvmsg")
 _SENDING = ("sendto", "sendmsg", "write", "writev")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from agent_service.domain.errors import Reason
@@ -29,6 +27,7 @@ from agent_service.domain.moves import (
 )
 from agent_service.domain.run import RunError, RunStatus, StopReason, Usage, status_of
 from agent_service.domain.tool import Outcome
+from agent_service.domain.values import replace
 from tests.played_run import Played
 from tests.store_contract import (
     GONE,

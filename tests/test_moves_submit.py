@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from agent_service.domain.errors import AgentServiceError, FieldViolation, Reason
@@ -12,6 +10,7 @@ from agent_service.domain.message import ApprovalContent, ToolReturnContent
 from agent_service.domain.moves import cancel, start_calls
 from agent_service.domain.submit import CallAnswer
 from agent_service.domain.tool import CallState, Outcome
+from agent_service.domain.values import replace
 from tests.played_run import Played
 from tests.store_contract import approval, approves, client, denies, returns, server
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,6 +30,7 @@ from agent_service.domain.message import (
 )
 from agent_service.domain.run import AgentKind, Pinned, Usage
 from agent_service.domain.tool import Executor, Outcome, ToolCall, ToolChoice, ToolChoiceMode, ToolSchema
+from agent_service.domain.values import replace
 from agent_service.engine.model import (
     AnsweredCall,
     Expect,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ from agent_service.domain.rules import (
     output_key,
     problems,
 )
+from agent_service.domain.values import replace
 from agent_service.engine.calls import with_given
 from agent_service.stores import codec
 from tests.store_contract import new_run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 from agentrpc.v1 import agent_service_pb2 as pb
@@ -16,6 +15,7 @@ from agent_service.domain.message import UserContent
 from agent_service.domain.moves import begin, cancel, fail, record_answer, rest_or_go_on, resume, settle
 from agent_service.domain.run import Run, RunStatus, StopReason
 from agent_service.domain.tool import Call, Outcome
+from agent_service.domain.values import replace
 from agent_service.engine.loop import moved
 from agent_service.engine.store import Move
 from tests.registry_contract import client, new_run, step

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCall
 from agent_service.domain.run import RunStatus
 from agent_service.domain.tool import PendingCall, PendingKind
+from agent_service.domain.values import replace
 from tests.registry_contract import ALL, Kept, approval, client, opened, server
 from tests.store_contract import OTHER, TENANT
 

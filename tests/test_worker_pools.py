@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from agent_service.domain.claims import Extended, extend
 from agent_service.domain.moves import PlannedCall
 from agent_service.domain.registry import CallFilter
 from agent_service.domain.tool import OnTimeout
+from agent_service.domain.values import replace
 from agent_service.engine import inbox
 from tests.scripted_openai import ScriptedOpenAI, calls, says
 from tests.service import SECRET, connected, refusal, returned, scripted, serving

@@ -5,13 +5,14 @@ A claim changes neither the run nor its events; deadlines, cancels and ends of t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from agent_service.domain.draft import Draft
 from agent_service.domain.errors import AgentServiceError, FieldViolation, Reason, invalid
 from agent_service.domain.expiry import due_time
 from agent_service.domain.run import Run
 from agent_service.domain.tool import Call
+from agent_service.domain.values import replace
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from agent_service.domain.event import DurableBody, Event, MessageStored, ToolReturnsAccepted
 from agent_service.domain.message import Content, Message
 from agent_service.domain.run import Run
 from agent_service.domain.tool import Call
+from agent_service.domain.values import replace
 
 NewId = Callable[[str], str]
 """Makes a fresh id with the given prefix, such as `new_id("msg")`."""

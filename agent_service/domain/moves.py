@@ -6,7 +6,7 @@ PAUSED exactly when calls are pending and nothing on the server can proceed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from agent_service.domain.content import Parts
 from agent_service.domain.draft import Draft
@@ -23,6 +23,7 @@ from agent_service.domain.message import (
 from agent_service.domain.rules import NO_CALLS, RuleState
 from agent_service.domain.run import Owner, Run, RunError, RunStatus, StopReason, Usage, status_of
 from agent_service.domain.tool import Call, CallState, Executor, OnTimeout, Outcome, ToolCall, pending_of
+from agent_service.domain.values import replace
 
 UNKNOWN_OUTCOME = "Outcome unknown: the call may have been executed. The server stopped waiting for it."
 CANCELLED_BEFORE = "Cancelled: the run ended before this call was executed."

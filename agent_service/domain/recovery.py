@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from agent_service.domain.draft import Draft, Receipt
 from agent_service.domain.errors import AgentServiceError, Reason
 from agent_service.domain.event import RunCause
@@ -18,6 +16,7 @@ from agent_service.domain.moves import (
 )
 from agent_service.domain.run import Owner, Pinned, RunError, RunStatus, StopReason
 from agent_service.domain.tool import CallState, Outcome
+from agent_service.domain.values import replace
 
 MAX_LOSSES = 3
 """A run that loses so many owners without progress is set aside: it may be what kills them."""

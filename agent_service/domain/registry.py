@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from agent_service.domain.errors import AgentServiceError, Reason
 from agent_service.domain.run import AgentDefinition, RunStatus
 from agent_service.domain.tool import PendingCall, PendingKind
+from agent_service.domain.values import replace
 
 
 @dataclass(frozen=True, slots=True)

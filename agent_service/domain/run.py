@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from msgspec import Struct
+
 from agent_service.domain.content import Parts
 from agent_service.domain.errors import Reason
 from agent_service.domain.rules import NO_CALLS, RuleState, ToolRule
@@ -201,8 +203,7 @@ DEFAULT_PAUSE_TTL = 7 * 24 * 3600 * 10**9
 """How long a run may be paused unless its request says otherwise, in nanoseconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(Struct, frozen=True):
     """The row of a run. Times are Unix nanoseconds by the store's clock, 0 when not yet.
 
     `epoch` counts owners: a write of an owner is refused when another epoch is on the row. `invalid_steps` counts
@@ -239,7 +240,7 @@ class Run:
     end_time: int = 0
     first_token_time: int = 0
     request_start_time: int = 0
-    labels: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = {}
     overridden_tools: tuple[str, ...] = ()
     agent_revision: int = 0
     first_position: int = 0

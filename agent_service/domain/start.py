@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from agent_service.domain.draft import Change, Draft, NewId, RunState
@@ -11,6 +11,7 @@ from agent_service.domain.message import InputContent, Message, SystemContent, U
 from agent_service.domain.moves import abandon, accept, begin, cancel
 from agent_service.domain.run import Owner, Pinned, QueuedInput, Run, RunStatus, StopReason
 from agent_service.domain.tool import pending_of
+from agent_service.domain.values import replace
 
 
 class OnBusy(StrEnum):

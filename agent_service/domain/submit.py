@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from agent_service.domain.claims import check_claim
 from agent_service.domain.content import Parts
@@ -13,6 +13,7 @@ from agent_service.domain.message import ApprovalContent
 from agent_service.domain.moves import emit_stopped, rest_or_go_on, resume, settle
 from agent_service.domain.run import Owner, RunStatus
 from agent_service.domain.tool import Call, CallState, Executor, Outcome, PendingCall, pending_of
+from agent_service.domain.values import replace
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from msgspec import Struct
+
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
@@ -64,8 +66,7 @@ class OnTimeout(StrEnum):
     KEEP_WAITING = "keep_waiting"
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Struct, frozen=True):
     """The row of one call.
 
     `step` is the number of the model response that made it, `index` its place there. `provider_call_id` is the id the

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 
 from agent_service.domain.errors import AgentServiceError, FieldViolation, Reason, invalid
 from agent_service.domain.registry import AgentRecord
 from agent_service.domain.run import AgentDefinition, AgentKind
+from agent_service.domain.values import replace
 from agent_service.engine.agent import Agent
 from agent_service.engine.commands import Caller
 from agent_service.engine.llm_agent import AGENT_CLASSES

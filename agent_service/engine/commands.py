@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass
 
 from agent_service.domain.message import InputContent, MessageType
 from agent_service.domain.rules import ToolRule
@@ -13,6 +13,7 @@ from agent_service.domain.run import ResponseFormat
 from agent_service.domain.start import OnBusy
 from agent_service.domain.submit import CallAnswer
 from agent_service.domain.tool import PendingCall, ToolCall, ToolChoice, ToolSchema
+from agent_service.domain.values import replace
 
 
 @dataclass(frozen=True, slots=True)

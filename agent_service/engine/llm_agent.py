@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
 
 from structlog.typing import FilteringBoundLogger
 
@@ -17,6 +16,7 @@ from agent_service.domain.run import DEFAULT_PAUSE_TTL, AgentDefinition, AgentKi
 from agent_service.domain.start import NewRun
 from agent_service.domain.submit import ApproveAnswer, CallAnswer, ReturnAnswer, Submission
 from agent_service.domain.tool import CallState, ToolSchema
+from agent_service.domain.values import replace
 from agent_service.engine.agent import Agent
 from agent_service.engine.calls import arguments_violation
 from agent_service.engine.commands import Built, Caller, Delivery, StartCommand, SubmitCommand, digest

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from agent_service.domain.draft import Snapshot
 from agent_service.domain.errors import Reason
 from agent_service.domain.permit import Permit, permitted, rules_text
 from agent_service.domain.run import Pinned, Run, RunError
 from agent_service.domain.tool import CallState, ToolChoice, ToolChoiceMode
+from agent_service.domain.values import replace
 from agent_service.engine.model import ModelRequest
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from agent_service.domain.event import ArgumentsDelta, Event, MessageStored, ReasoningDelta, TextDelta
 from agent_service.domain.message import AssistantContent, Message, MessageType, ToolCallsContent, ToolReturnContent
 from agent_service.domain.run import Pinned
 from agent_service.domain.tool import Executor, Outcome
+from agent_service.domain.values import replace
 from agent_service.engine.commands import View
 from agent_service.engine.schemas import parse_json
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from agent_service.domain.errors import AgentServiceError, Reason
 from agent_service.domain.event import (
@@ -16,6 +16,7 @@ from agent_service.domain.event import (
     RunStopped,
     TextDelta,
 )
+from agent_service.domain.values import replace
 from agent_service.engine.hub import Subscription
 from agent_service.engine.store import RunStore
 

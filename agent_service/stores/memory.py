@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from agent_service.domain.claims import MAX_CLAIMED_BYTES, claimable, claimed
@@ -18,6 +18,7 @@ from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCa
 from agent_service.domain.run import Claim, Owner, Pinned, Run, RunStatus
 from agent_service.domain.start import ConversationState, NewRun, Started, StartPlan, plan_queued, plan_start
 from agent_service.domain.tool import Call, pending_of
+from agent_service.domain.values import replace
 from agent_service.engine.store import TOMBSTONE_SECONDS, Move, Publish, Standing, T
 from agent_service.stores import codec
 from agent_service.stores.errors import PAGE_BYTES, conversation_not_found, run_id_deleted, run_not_found

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent_service.domain.claims import MAX_CLAIMED_BYTES, claimed
 from agent_service.domain.draft import NewId
 from agent_service.domain.registry import CallFilter, Conversation, Page, RunFilter, WaitingCall
 from agent_service.domain.tool import PendingKind, pending_of
+from agent_service.domain.values import replace
 from agent_service.stores import codec
 from agent_service.stores.postgres_hints import CLOCK
 from agent_service.stores.postgres_rows import Wanted, column, columns, lock_runs

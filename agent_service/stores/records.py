@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from typing import NamedTuple
 
 from agent_service.domain import expiry
@@ -11,6 +10,7 @@ from agent_service.domain.event import DurableBody, Event, MessageStored
 from agent_service.domain.message import Message
 from agent_service.domain.run import Pinned, Run
 from agent_service.domain.tool import Call
+from agent_service.domain.values import replace
 from agent_service.stores import codec
 
 MESSAGE_COLUMNS = (

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from dataclasses import replace
 
 from agent_service.domain.claims import MAX_CLAIMED_BYTES, claimed
 from agent_service.domain.draft import Draft, NewId, Snapshot
 from agent_service.domain.registry import CallFilter, Conversation, Page, RunFilter, WaitingCall
 from agent_service.domain.tool import PendingKind, pending_of
+from agent_service.domain.values import replace
 from agent_service.stores import codec
 from agent_service.stores.sqlite_rows import load_state
 

@@ -9,7 +9,6 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from agent_service.cli import main
@@ -19,6 +18,7 @@ from agent_service.domain.event import Event, RunStopped
 from agent_service.domain.run import Claim, Pinned, RunStatus
 from agent_service.domain.submit import CallAnswer, Submission, Submitted
 from agent_service.domain.tool import Call, CallState
+from agent_service.domain.values import replace
 from agent_service.engine import leases, runs
 from agent_service.engine.store import Move
 from agent_service.stores import sqlite, sqlite_rows, sqlite_thread
