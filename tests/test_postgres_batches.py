@@ -25,12 +25,14 @@ class Commits:
         self.may_end.set()
         self.sizes: list[int] = []
         self.written: list[str] = []
+        self.began = asyncio.Semaphore(0)
         self.at_once = 0
         self.under_way: list[object] = []
 
     async def write(self, work: Any, done: Callable[[None], None], *, attempts: int) -> None:
         """Does the work and says so."""
         self.at_once += 1
+        self.began.release()
         began = len(self.under_way)
         await work(None)
         mine = self.under_way[began:]
@@ -56,6 +58,16 @@ def batches(commits: Commits) -> Batches[str]:
     return Batches(cast(Database, commits), commits.note, lambda told: None, lambda: None)
 
 
+async def occupied(writes: Batches[str], commits: Commits) -> list[asyncio.Task[Any]]:
+    """Every lane has a job whose commit does not end until it may."""
+    commits.may_end.clear()
+    jobs = []
+    for number in range(LANES):
+        jobs.append(asyncio.create_task(writes.put(number, "first")))
+        await commits.began.acquire()
+    return jobs
+
+
 async def test_whoever_asks_in_the_moment_a_batch_ends_is_served() -> None:
     """Callers who ask again as soon as they are answered are all answered, however their questions fall together."""
     writes = batches(Commits())
@@ -73,9 +85,7 @@ async def test_what_waits_is_written_together_and_no_key_twice_at_once() -> None
     """While commits are held up, what comes waits; then it goes in few batches, those of one key one by one."""
     commits = Commits()
     writes = batches(commits)
-    commits.may_end.clear()
-    first = [asyncio.create_task(writes.put(name, "first")) for name in range(LANES)]
-    await asyncio.sleep(0)
+    first = await occupied(writes, commits)
     same = [asyncio.create_task(writes.put("same", str(number))) for number in range(3)]
     others = [asyncio.create_task(writes.put(f"other {number}", "")) for number in range(MAX_BATCH + 10)]
     await asyncio.sleep(0)
@@ -87,20 +97,27 @@ async def test_what_waits_is_written_together_and_no_key_twice_at_once() -> None
     assert len(commits.sizes) < LANES + 3 + 3
 
 
+async def test_what_is_asked_for_in_one_moment_goes_in_one_batch() -> None:
+    """The first of them does not go ahead by itself."""
+    commits = Commits()
+    writes = batches(commits)
+    await asyncio.gather(*(writes.put(number, str(number)) for number in range(20)))
+    assert commits.sizes == [20]
+
+
 async def test_what_has_waited_too_long_is_not_written() -> None:
     """Its caller is told in time, however many are before it, and nothing of it is done later."""
     commits = Commits(seconds=0.05)
     writes = batches(commits)
-    commits.may_end.clear()
-    names = [str(number) for number in range(LANES + 3)]
+    first = await occupied(writes, commits)
     async with asyncio.timeout(10):
-        outcomes = await asyncio.gather(*(writes.put(name, name) for name in names), return_exceptions=True)
+        outcomes = await asyncio.gather(*first, *(writes.put(name, name) for name in "abc"), return_exceptions=True)
     for outcome in outcomes:
         assert isinstance(outcome, AgentServiceError)
         assert outcome.reason is Reason.STORE_UNAVAILABLE
     commits.may_end.set()
     await writes.close()
-    assert commits.written == names[:LANES]
+    assert commits.written == ["first"] * LANES
 
 
 async def test_a_row_that_cannot_be_read_fails_its_own_job_alone() -> None:
@@ -113,9 +130,7 @@ async def test_a_row_that_cannot_be_read_fails_its_own_job_alone() -> None:
         await commits.note(connection, jobs)
 
     writes = Batches(cast(Database, commits), write, lambda told: None, lambda: None)
-    commits.may_end.clear()
-    first = [asyncio.create_task(writes.put(name, "first")) for name in range(LANES)]
-    await asyncio.sleep(0)
+    first = await occupied(writes, commits)
     names = ("before", "unreadable", "after")
     together = [asyncio.create_task(writes.put(name, name)) for name in names]
     await asyncio.sleep(0)

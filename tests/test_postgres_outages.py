@@ -257,10 +257,10 @@ async def test_a_statement_that_waits_too_long_costs_no_other_connection(url: st
 
 async def test_no_connection_to_a_server_that_became_read_only_is_used_again(url: str) -> None:
     """One write finds it out for all, also for reads: they would be told what an old primary still has."""
-    database = await Database.open(url, seconds=BUSY, size=12)
+    database = await Database.open(url, seconds=BUSY, size=4)
 
     async def used_at_once() -> set[int]:
-        asked = (database.fetch("SELECT pg_backend_pid() FROM pg_sleep(0.2)") for _ in range(12))
+        asked = (database.fetch("SELECT pg_backend_pid() FROM pg_sleep(0.2)") for _ in range(4))
         return {pid for ((pid,),) in await asyncio.gather(*asked)}
 
     async def write(db: Connection) -> None:

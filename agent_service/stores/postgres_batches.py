@@ -88,20 +88,21 @@ class Batches(Generic[A]):
             await asyncio.wait(self._lanes)
 
     def _open_lane(self) -> None:
-        if self._free_lanes and (batch := self._take()):
+        if self._free_lanes:
             self._free_lanes -= 1
-            lane = asyncio.create_task(self._drain(batch))
+            lane = asyncio.create_task(self._drain())
             self._lanes.add(lane)
             lane.add_done_callback(self._lanes.discard)
 
-    async def _drain(self, batch: list[Job[A]]) -> None:
-        while batch:
+    async def _drain(self) -> None:
+        # Taken in a task of its own, so that what others ask for in the same tick comes along.
+        while batch := self._take():
             await self._commit(batch)
             self._under_way.difference_update(job.key for job in batch)
             for job in batch:
                 if not job.done.done():
                     job.done.set_result(None)
-            batch = self._take()
+            await asyncio.sleep(0)
         # At once: a task has not ended yet for those who ask now, and what they put would wait for ever.
         self._free_lanes += 1
 
