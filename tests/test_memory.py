@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 from agentrpc.v1 import agent_service_pb2, runs_pb2, tools_pb2
@@ -24,7 +23,7 @@ from tests.blocks import (
 from tests.modes import MODES, start, story
 from tests.ruled import outcomes, rule
 from tests.scripted_openai import Gate, calls, gated, says
-from tests.service import SECRET, kinds, returned, scripted, serving, step, submit
+from tests.service import SECRET, kinds, returned, scripted, step, submit
 
 pytestmark = pytest.mark.anyio
 
@@ -87,7 +86,7 @@ async def test_reads_are_told_once_and_after_each_change(store: str) -> None:
             await remembering(client, "human")
             window = await start(client, mode, step("Go.", SECRET, agent_id="keeper", run_id="run-1"))
             assert window.run.status == runs_pb2.RUN_STATUS_PAUSED
-            await client.answer("run-1", returned(window.run.pending_tool_calls[0], "SECRET"))
+            await client.answer("run-1", returned(window.run.pending_tool_calls[0], "S"), request_id="r-1")
             events = await client.watch("run-1")
             stories.append(story(events))
             told.append(reads(events))
@@ -104,7 +103,9 @@ async def test_a_dry_run_shows_the_same_bytes(store: str) -> None:
     async with scripted([asks, DONE], store) as (client, upstream):
         await make(client, "human", "Ünï \U0001f600 <b>\n\n", read_only=True)
         await make(client, "notes")
-        await remembering(client, "notes", "human", tool_rules=[rule(max_count={"tool_name": TOOLS[0], "max_count": 2})])
+        await remembering(
+            client, "notes", "human", tool_rules=[rule(max_count={"tool_name": TOOLS[0], "max_count": 2})]
+        )
         request = step("Go.", SECRET, agent_id="keeper", run_id="run-1", system_prompt="Be brief.")
         build = agent_service_pb2.BuildRequestRequest
         built = await client.agent.BuildRequest(build(step=request))
@@ -131,7 +132,6 @@ async def test_what_cannot_be_edited_is_told(store: str) -> None:
         ("memory_replace", {"label": "notes", "old_text": "z", "new_text": ""}),
         ("memory_replace", {"label": "notes", "old_text": "aa", "new_text": ""}),
         ("memory_insert", {"label": "notes", "text": "x", "line": 7}),
-        ("memory_insert", {"label": "notes", "text": "x", "line": 0, "extra": 1}),
     )
     async with scripted([edits, DONE], store) as (client, _):
         await make(client, "law", "Never lie.", read_only=True)
@@ -144,12 +144,9 @@ async def test_what_cannot_be_edited_is_told(store: str) -> None:
             "Error: not changed, memory block 'notes' would have 10 characters; at most 9 are allowed. "
             "It has 3 now. Write less, or shorten it first",
             "Error: not changed, old_text is not in the memory block. It has to be a part of the value, to the letter",
-            "Error: not changed, old_text is in the memory block more than once. "
-            "Take more of what stands around it",
+            "Error: not changed, old_text is in the memory block more than once. Take more of what stands around it",
             "Error: not changed, there is no line 7. The memory block has 1 lines: send 0 to insert before the first, "
             "1 or -1 for the end",
-            "Error: not executed, the arguments are against the tool's schema: "
-            "Additional properties are not allowed ('extra' was unexpected).",
         ]
         assert (await value(client, "law"), await value(client, "notes")) == ("Never lie.", "aaa")
 
@@ -158,7 +155,7 @@ async def test_the_limit_counts_code_points(store: str) -> None:
     """Not bytes, and not halves of surrogate pairs; half of one is no text."""
     edits = calls(
         ("memory_rethink", {"label": "notes", "value": "\U0001f600" * 4}),
-        ("memory_append", {"label": "notes", "text": "\ud83d"}),
+        ("memory_append", '{"label": "notes", "text": "\\ud83d"}'),
     )
     async with scripted([edits, DONE], store) as (client, _):
         await make(client, "notes", limit=6)
@@ -244,12 +241,12 @@ async def test_a_deleted_block_is_gone_from_prompts_and_tools(store: str, again:
 
 
 async def test_read_only_blocks_alone_bring_no_tools(store: str) -> None:
-    """They are shown; a model that calls a tool all the same learns that there is none."""
+    """They are shown; a model that calls a tool all the same gets an error."""
     async with scripted([calls((TOOLS[3], {"label": "law", "value": "x"}), unruly=True), DONE], store) as (client, up):
         await make(client, "law", "Never lie.", read_only=True)
         await remembering(client, "law")
         ((_, text),) = outcomes((await client.ask("Go.", agent_id="keeper")).messages)
-        assert "there is no tool 'memory_rethink'" in text
+        assert text.startswith("Error: tools must not be called")
         assert up.requests[0].tool_names == []
         assert "Never lie." in up.requests[0].system
         await update(client, "law", "read_only", read_only=False)
@@ -290,7 +287,9 @@ async def test_a_server_tool_takes_the_place_of_a_memory_tool(store: str) -> Non
 
 async def test_rules_and_approvals_hold_for_memory_tools(store: str) -> None:
     """An edit waits for a person, who may edit it, too; the rules about counts and ends are those of any tool."""
-    edits = calls(("memory_append", {"label": "notes", "text": "x"}), ("memory_rethink", {"label": "notes", "value": ""}))
+    edits = calls(
+        ("memory_append", {"label": "notes", "text": "x"}), ("memory_rethink", {"label": "notes", "value": ""})
+    )
     rules = [rule(requires_approval="memory_append"), rule(max_count={"tool_name": "memory_rethink", "max_count": 1})]
     rules.append(rule(terminal="memory_append"))
     async with scripted([edits], store) as (client, _):
