@@ -194,7 +194,7 @@ def _check(path: Path, agent_id: str, agent: _Agent, server_tools: tuple[str, ..
         if name not in server_tools and name not in MEMORY_TOOLS and not _of_one(name, mcp)
     ]
     if unknown:
-        known = ", ".join((*server_tools, *MEMORY_TOOLS, *(f"{server}_..." for server in mcp))) or "none"
+        known = ", ".join((*server_tools, *(f"{server}_..." for server in mcp), *MEMORY_TOOLS))
         raise SettingsError(f"{where}.server_tools: no server tool '{unknown[0]}'; known: {known}")
     doubled = next((name for name in agent.server_tools if agent.server_tools.count(name) > 1), None)
     if doubled:
