@@ -299,7 +299,7 @@ async def test_rules_and_approvals_hold_for_memory_tools(store: str) -> None:
         (call,) = paused.run.pending_tool_calls
         assert (call.name, call.kind) == ("memory_append", tools_pb2.PENDING_KIND_APPROVAL)
         assert await value(client, "notes") == ""
-        approve = {"edited_arguments_json": json.dumps({"label": "notes", "text": "y"})}
+        approve = tools_pb2.Approve(edited_arguments_json=json.dumps({"label": "notes", "text": "y"}))
         decision = tools_pb2.ApprovalDecision(tool_call_id=call.tool_call_id, approve=approve)
         done = await client.answer(paused.run.run_id, approvals=[decision])
         assert (done.run.stop_reason, done.run.status) == (runs_pb2.STOP_REASON_TOOL_RULE, COMPLETED)
