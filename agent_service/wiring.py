@@ -192,20 +192,23 @@ def _configured_agents(settings: Settings, tools: _Tools) -> tuple[AgentDefiniti
 
 
 async def _make_blocks(registry: Registry, blocks: tuple[MemoryBlock, ...]) -> None:
-    """The memory blocks of the agents file, where there is none of the id: agents may have changed it since."""
+    """The memory blocks of the agents file, where there is none of the id: agents may have changed it since.
+
+    Raises StartError.
+    """
     for block in blocks:
         try:
             await registry.create_block(DEFAULT_TENANT, block)
         except AgentServiceError as error:
             if error.reason is not Reason.MEMORY_BLOCK_ID_REUSED:
-                raise
+                raise StartError(f"cannot make memory block '{block.memory_block_id}': {error.message}") from error
 
 
 @asynccontextmanager
 async def service(settings: Settings, endpoint: Endpoint) -> AsyncIterator[Server]:
     """A running server on this store and model; stops cleanly at the end of the block.
 
-    Raises SettingsError, SchemaError, ToolLoadError or BindError.
+    Raises SettingsError, StartError, SchemaError, ToolLoadError or BindError.
     """
     async with _server_tools(settings) as tools, _service(settings, endpoint, tools) as server:
         yield server
