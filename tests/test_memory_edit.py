@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from agent_service.domain.message import ToolReturnContent
 from agent_service.domain.moves import record_answer
 from agent_service.domain.run import RunStatus
 from agent_service.domain.tool import CallState, Outcome
+from agent_service.domain.values import replace
 from tests.store_contract import counter, new_run, server, step
 
 TEXT = st.text(alphabet="ab\n\U0001f600", max_size=8)

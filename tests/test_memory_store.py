@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from agent_service.domain.memory import BlockFilter, BlockRecord, MemoryBlock
 from agent_service.domain.memory_edit import edit_memory
 from agent_service.domain.run import Claim
 from agent_service.domain.tool import CallState
+from agent_service.domain.values import replace
 from agent_service.engine.loop import moved
 from agent_service.stores.postgres import PostgresStore
 from tests.registry_contract import ALL, Kept, opened, server

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
 from agent_service.domain.draft import Draft
 from agent_service.domain.memory import BlockRecord, SeenBlock
 from agent_service.domain.moves import CallResult, finish_calls, startable
+from agent_service.domain.values import replace
 
 
 class MemoryTool(StrEnum):

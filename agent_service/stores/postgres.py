@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from agent_service.domain.draft import Change, Draft, NewId, RunState, Snapshot
@@ -15,6 +15,7 @@ from agent_service.domain.moves import abandon
 from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCall, run_active
 from agent_service.domain.run import Claim, Owner, Pinned, RunStatus
 from agent_service.domain.start import NewRun, Started, plan_queued
+from agent_service.domain.values import replace
 from agent_service.engine.store import Move, Publish, Standing, T
 from agent_service.stores import postgres_block_rows as block_rows
 from agent_service.stores import postgres_leases as leases

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -17,6 +16,7 @@ from agent_service.domain.moves import abandon
 from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCall, run_active
 from agent_service.domain.run import Claim, Owner, Pinned, Run, RunStatus
 from agent_service.domain.start import ConversationState, NewRun, Started, StartPlan, plan_queued, plan_start
+from agent_service.domain.values import replace
 from agent_service.engine.store import Move, Publish, Standing, T
 from agent_service.stores import sqlite_block_rows as block_rows
 from agent_service.stores import sqlite_leases as leases
