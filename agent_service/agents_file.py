@@ -1,4 +1,4 @@
-"""Agents from a TOML file: `[agents.NAME]` tables, read once at the start."""
+"""Agents and memory blocks from a TOML file: `[agents.NAME]` and `[memory_blocks.NAME]`, read once at the start."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from agent_service.domain.memory import MemoryBlock
+from agent_service.domain.memory import problems as block_problems
 from agent_service.domain.rules import NextTool, RuleKind, ToolRule, problems
 from agent_service.domain.run import MESSAGE_ARGUMENT, MESSAGE_TOOL, AgentDefinition, AgentKind
 from agent_service.engine.limits import Limits
+from agent_service.engine.memory_tools import MEMORY_TOOLS
 from agent_service.settings import SettingsError
 from agent_service.tools.mcp.server import server_of
 
@@ -87,10 +90,20 @@ class _Agent(_Table):
     message_tool: str = MESSAGE_TOOL
     message_argument: str = MESSAGE_ARGUMENT
     tool_rules: tuple[_Rule, ...] = ()
+    memory_blocks: tuple[str, ...] = ()
     default: bool = False
 
 
+class _Block(_Table):
+    label: str = ""
+    value: str = ""
+    description: str = ""
+    limit: int = 0
+    read_only: bool = False
+
+
 class _File(_Table):
+    memory_blocks: dict[str, _Block] = Field(default_factory=dict)
     agents: dict[str, _Agent] = Field(default_factory=dict)
     mcp_servers: dict[str, Any] = Field(default_factory=dict)
 
@@ -117,15 +130,54 @@ def read_agents(path: Path, server_tools: tuple[str, ...]) -> tuple[tuple[AgentD
     found = file.agents
     for agent_id, agent in found.items():
         _check(path, agent_id, agent, server_tools, tuple(file.mcp_servers))
+        _check_blocks(path, agent_id, agent, file.memory_blocks)
     rules = {agent_id: _rules(f"agents_file: {path}: agents.{agent_id}.tool_rules", a) for agent_id, a in found.items()}
     marked = [agent_id for agent_id, agent in found.items() if agent.default]
     if len(marked) > 1:
         raise SettingsError(f"agents_file: {path}: more than one agent is marked as default: {', '.join(marked)}")
     agents = tuple(
-        AgentDefinition(agent_id=i, tool_rules=rules[i], **agent.model_dump(exclude={"default", "tool_rules"}))
+        AgentDefinition(
+            agent_id=i,
+            tool_rules=rules[i],
+            memory_block_ids=agent.memory_blocks,
+            **agent.model_dump(exclude={"default", "tool_rules", "memory_blocks"}),
+        )
         for i, agent in found.items()
     )
     return agents, "".join(marked)
+
+
+def read_memory_blocks(path: Path, limits: Limits) -> tuple[MemoryBlock, ...]:
+    """The memory blocks of the file. Raises SettingsError with what to change."""
+    return tuple(_block(path, i, block, limits) for i, block in read_toml(path, _File).memory_blocks.items())
+
+
+def _block(path: Path, block_id: str, table: _Block, limits: Limits) -> MemoryBlock:
+    where = f"agents_file: {path}: memory_blocks.{block_id}"
+    if not _ID.fullmatch(block_id):
+        raise SettingsError(f"{where}: the name is not 1 to 64 of A-Z a-z 0-9 . _ : -")
+    label, limit = table.label or block_id, table.limit or limits.default_memory_block_limit
+    block = MemoryBlock(block_id, label, table.value, table.description, limit, table.read_only)
+    found = block_problems(block, limits.max_memory_block_limit, limits.max_memory_description_bytes)
+    for field, problem in found:
+        raise SettingsError(f"{where}.{field}: {problem}")
+    return block
+
+
+def _check_blocks(path: Path, agent_id: str, agent: _Agent, blocks: dict[str, _Block]) -> None:
+    where = f"agents_file: {path}: agents.{agent_id}.memory_blocks"
+    most = Limits().max_memory_blocks
+    if len(agent.memory_blocks) > most:
+        raise SettingsError(f"{where}: {len(agent.memory_blocks)} memory blocks; at most {most} are allowed")
+    labels: dict[str, str] = {}
+    for name in agent.memory_blocks:
+        if name not in blocks:
+            known = ", ".join(blocks) or "none"
+            raise SettingsError(f"{where}: no memory block '{name}' in this file; its memory blocks: {known}")
+        label = blocks[name].label or name
+        if label in labels:
+            raise SettingsError(f"{where}: '{labels[label]}' and '{name}' have the same label, '{label}'")
+        labels[label] = name
 
 
 def _check(path: Path, agent_id: str, agent: _Agent, server_tools: tuple[str, ...], mcp: tuple[str, ...]) -> None:
@@ -136,9 +188,13 @@ def _check(path: Path, agent_id: str, agent: _Agent, server_tools: tuple[str, ..
         if agent.kind is AgentKind.RESPONDER and getattr(agent, field):
             raise SettingsError(f"{where}.{field}: a responder has no tools")
     # An MCP server lists what it likes, when it likes: a name that it does not have now is no reason not to start.
-    unknown = [name for name in agent.server_tools if name not in server_tools and not _of_one(name, mcp)]
+    unknown = [
+        name
+        for name in agent.server_tools
+        if name not in server_tools and name not in MEMORY_TOOLS and not _of_one(name, mcp)
+    ]
     if unknown:
-        known = ", ".join((*server_tools, *(f"{server}_..." for server in mcp))) or "none"
+        known = ", ".join((*server_tools, *(f"{server}_..." for server in mcp), *MEMORY_TOOLS))
         raise SettingsError(f"{where}.server_tools: no server tool '{unknown[0]}'; known: {known}")
     doubled = next((name for name in agent.server_tools if agent.server_tools.count(name) > 1), None)
     if doubled:

@@ -78,7 +78,8 @@ class Settings(BaseSettings):
     instructions: str = Field(DEFAULT_INSTRUCTIONS, description="System prompt of the default agents.")
     agents_file: Path | None = Field(
         None,
-        description="TOML file of MCP servers, and of agents besides or in place of 'default' and 'responder'.",
+        description="TOML file of MCP servers, of memory blocks, and of agents besides or in place of 'default' and "
+        "'responder'.",
     )
     tools: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Server tools: module paths 'package.module' or 'package.module:function', comma-separated."

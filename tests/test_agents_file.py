@@ -129,11 +129,11 @@ def test_a_mistake_is_told_with_its_place(path: Path, text: str, problem: str) -
 
 
 def test_the_known_tools_are_listed(path: Path) -> None:
-    """So that a typo is seen; also if there are none."""
+    """So that a typo is seen; also if there are none but those for memory."""
     path.write_text("[agents.x]\nserver_tools = ['ad']")
     with pytest.raises(SettingsError, match=r"no server tool 'ad'; known: add, find"):
         read_agents(path, TOOLS)
-    with pytest.raises(SettingsError, match=r"no server tool 'ad'; known: none"):
+    with pytest.raises(SettingsError, match=r"no server tool 'ad'; known: memory_append, memory_replace"):
         read_agents(path, ())
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import asyncpg
 import pytest
 
+from agent_service.stores.postgres_database import SCHEMA_VERSION
 from tests.postgres import Postgres
-from tests.store_contract import client, lived_in, opened, repeatable
+from tests.store_contract import client, lived_in, opened, repeatable, returns
 from tests.stored import SCHEMA, emptied, everything
 
 pytestmark = pytest.mark.anyio
@@ -130,3 +131,23 @@ async def test_a_model_answer_with_a_call_id_of_another_run_is_not_stored(url: s
         assert await everything(url) == before
         await kept.answer(repeatable("call_9"), run_id="run_4")
         assert (await kept.run("run_4")).steps_taken == 1
+
+
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+async def test_a_run_that_an_older_program_paused_is_resumed(
+    url: str, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    """An older database gets the tables of a new one; what is in it stays."""
+    await sql(url, f"DROP SCHEMA {SCHEMA} CASCADE")
+    with monkeypatch.context() as older:
+        older.setattr("agent_service.stores.postgres_database.SCHEMA_VERSION", version)
+        async with opened(url) as kept:
+            await kept.paused(client("call_1"))
+    before = await everything(url)
+    async with opened(url) as kept:
+        now = await everything(url)
+        assert {table: now[table] for table in before if table != "schema_version"} == {
+            table: rows for table, rows in before.items() if table != "schema_version"
+        }
+        assert (await kept.submit(returns("call_1"))).resumed
+        assert await kept.store.memory_blocks("acme", ("human",)) == ()

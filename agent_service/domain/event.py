@@ -71,6 +71,22 @@ class StepRestarted:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockRead:
+    """A memory block that the model was shown, and in which state."""
+
+    memory_block_id: str
+    label: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRead:
+    """What the step's answer was told of the memory, if that is not what the one before was told."""
+
+    blocks: tuple[BlockRead, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RunStopped:
     """The run stopped, for now or (`final`) for good."""
 
@@ -134,7 +150,16 @@ class Live:
     deltas: bool
 
 
-DurableBody = RunAccepted | RunStarted | RunResumed | MessageStored | ToolReturnsAccepted | StepRestarted | RunStopped
+DurableBody = (
+    RunAccepted
+    | RunStarted
+    | RunResumed
+    | MessageStored
+    | ToolReturnsAccepted
+    | StepRestarted
+    | MemoryRead
+    | RunStopped
+)
 DeltaBody = TextDelta | ReasoningDelta | ArgumentsDelta
 Body = DurableBody | DeltaBody | Heartbeat | ToolCallProgress | Live
 
@@ -145,6 +170,7 @@ DURABLE_TYPES: dict[str, type[DurableBody]] = {
     "message_stored": MessageStored,
     "tool_returns_accepted": ToolReturnsAccepted,
     "step_restarted": StepRestarted,
+    "memory_read": MemoryRead,
     "run_stopped": RunStopped,
 }
 _DURABLE = frozenset(DURABLE_TYPES.values())

@@ -12,8 +12,10 @@ from agent_service.domain.registry import AgentRecord
 from agent_service.domain.run import AgentDefinition, AgentKind
 from agent_service.domain.values import replace
 from agent_service.engine.agent import Agent
+from agent_service.engine.agent_blocks import check_blocks
 from agent_service.engine.commands import Caller
 from agent_service.engine.llm_agent import AGENT_CLASSES
+from agent_service.engine.memory_tools import MEMORY_TOOLS
 from agent_service.engine.registry import Registry
 from agent_service.engine.runs import Runs
 
@@ -76,6 +78,7 @@ class Agents:
     async def create(self, definition: AgentDefinition, caller: Caller) -> KnownAgent:
         """A new agent, or the present one if it equals. Raises AGENT_ID_REUSED."""
         self._check_tools(definition)
+        await self._check_blocks(definition, caller)
         if definition.agent_id in self._by_id:
             raise AgentServiceError(
                 Reason.AGENT_ID_REUSED,
@@ -95,6 +98,10 @@ class Agents:
             self._check_tools(definition)
             return definition
 
+        before = (await self._registry.get_agent(caller.tenant, agent_id)).definition
+        wanted = edit(before)
+        if wanted.memory_block_ids != before.memory_block_ids:
+            await self._check_blocks(wanted, caller)
         record = await self._registry.update_agent(caller.tenant, agent_id, change)
         return KnownAgent(record.definition, record)
 
@@ -131,8 +138,8 @@ class Agents:
                 raise invalid(FieldViolation(f"agent.{field}", text))
         problems = []
         for index, name in enumerate(names):
-            if tools.schema(name) is None:
-                text = f"no server tool '{name[:64]}'; known: {_listed(tools.names)}"
+            if tools.schema(name) is None and name not in MEMORY_TOOLS:
+                text = f"no server tool '{name[:64]}'; known: {_listed((*tools.names, *MEMORY_TOOLS))}"
             elif name in names[:index]:
                 text = f"'{name}' is named twice"
             else:
@@ -140,6 +147,9 @@ class Agents:
             problems.append(FieldViolation(f"agent.server_tools[{index}]", text))
         if problems:
             raise invalid(*problems)
+
+    async def _check_blocks(self, definition: AgentDefinition, caller: Caller) -> None:
+        await check_blocks(self._runs.parts.store, caller.tenant, definition, self._runs.parts.limits)
 
     def _make(self, definition: AgentDefinition, caller: Caller, revision: int = 0) -> Agent:
         return AGENT_CLASSES[definition.kind](

@@ -12,7 +12,8 @@ MIB = 1024 * KIB
 class Limits:
     """Sizes are bytes of UTF-8 unless said otherwise. 64 KiB above a MiB leave room for the JSON around a text.
 
-    `max_images_bytes` leaves room in a response for the text of a message, which stands there twice beside images.
+    `max_images_bytes` leaves room in a response for the text of a message, which stands there twice beside images. What
+    memory blocks hold counts in Unicode code points.
     """
 
     max_request_bytes: int = 4 * MIB
@@ -39,5 +40,9 @@ class Limits:
     max_invalid_answers: int = 3
     max_tool_rules: int = 128
     max_parallel_tool_calls: int = 8
+    default_memory_block_limit: int = 5000
+    max_memory_block_limit: int = 100_000
+    max_memory_blocks: int = 32
+    max_memory_description_bytes: int = 4 * KIB
     watcher_queue_events: int = 4096
     context_cache_bytes: int = 64 * MIB

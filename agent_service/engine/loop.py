@@ -10,6 +10,8 @@ import structlog
 
 from agent_service.domain.draft import Draft, NewId, Snapshot
 from agent_service.domain.errors import Reason
+from agent_service.domain.memory import BlockRecord
+from agent_service.domain.memory_edit import edit_memory
 from agent_service.domain.moves import (
     AskModel,
     Execute,
@@ -32,7 +34,7 @@ from agent_service.engine.executions import Executions
 from agent_service.engine.hub import Channel, Hub
 from agent_service.engine.limits import Limits
 from agent_service.engine.model import BuiltRequest, FinishReason, ModelAnswer, ModelClient, ModelError
-from agent_service.engine.schemas import text_violation
+from agent_service.engine.schemas import parse_json, text_violation
 from agent_service.engine.store import Move, RunStore
 from agent_service.engine.tools import ServerTools, ToolContext
 from agent_service.engine.turn import Turn, model_request, next_turn
@@ -79,6 +81,8 @@ class Loop:
                 match next_of(snapshot.run, snapshot.calls):
                     case AskModel():
                         snapshot = await self._ask(snapshot, channel)
+                    case Execute((call, *_)) if self._edits_memory(call):
+                        snapshot = await self._edit_memory(call)
                     case Execute(calls):
                         snapshot = await self._execute(snapshot, calls)
                     case Stop():
@@ -86,7 +90,8 @@ class Loop:
 
     async def _ask(self, snapshot: Snapshot, channel: Channel) -> Snapshot:
         """One step: a model request and what it led to."""
-        run, turn = snapshot.run, next_turn(snapshot.run, self._pinned)
+        blocks = await self._blocks()
+        run, turn = snapshot.run, next_turn(snapshot.run, self._pinned, blocks)
         if turn.error is not None:
             return await self._parts.store.owner_move(self._claim, moved(fail, StopReason.TOOL_RULE, turn.error))
         built = await self._build(snapshot, turn)
@@ -97,7 +102,7 @@ class Loop:
             channel.open_step(step_id, run.model_attempts + 1, run.last_sequence)
             try:
                 answer = await self._model.complete(built, writer)
-                record = self._record(step_id, answer, writer, run, turn)
+                record = self._record(step_id, answer, writer, run, turn, blocks)
             except ModelError as error:
                 run = (await self._after_failure(error)).run
                 if run.stop_reason is not None:
@@ -129,7 +134,15 @@ class Loop:
             self._claim, moved(fail, _STOP_REASONS[error.reason], run_error, error.attempts)
         )
 
-    def _record(self, step_id: str, answer: ModelAnswer, writer: AnswerWriter, run: Run, turn: Turn) -> StepRecord:
+    def _record(
+        self,
+        step_id: str,
+        answer: ModelAnswer,
+        writer: AnswerWriter,
+        run: Run,
+        turn: Turn,
+        blocks: tuple[BlockRecord, ...],
+    ) -> StepRecord:
         limits, rules, choice = self._parts.limits, self._pinned.tool_rules, turn.choice
         calls, state = plan_calls(answer.calls, self._pinned, run.rule_state, choice, limits, self._parts.new_id)
         missing = uncalled(rules, state)
@@ -153,6 +166,7 @@ class Loop:
             max_invalid_answers=limits.max_invalid_answers,
             rule_state=state,
             note=note(missing) if missing else "",
+            memory=tuple(record.seen for record in blocks),
         )
 
     def _violation(self, text: str) -> str:
@@ -175,6 +189,22 @@ class Loop:
                     return snapshot
                 coming = next_of(snapshot.run, snapshot.calls)
                 runnable = coming.calls if isinstance(coming, Execute) else ()
+
+    async def _blocks(self) -> tuple[BlockRecord, ...]:
+        """The memory of the run's agent as it is now."""
+        block_ids = self._pinned.memory_block_ids
+        return await self._parts.store.memory_blocks(self._claim.tenant, block_ids) if block_ids else ()
+
+    def _edits_memory(self, call: Call) -> bool:
+        tool = self._pinned.tool(call.name)
+        return tool is not None and tool.edits_memory
+
+    async def _edit_memory(self, call: Call) -> Snapshot:
+        """A call of a memory tool: its edit and its outcome are stored together, so it never counts as started."""
+        arguments = parse_json(call.effective_arguments_json)
+        most = self._parts.limits.max_server_tool_result_bytes
+        move = moved(edit_memory, call.tool_call_id, arguments, most)
+        return await self._parts.store.owner_move(self._claim, move, block_ids=self._pinned.memory_block_ids)
 
     def _context(self, run: Run, call: Call) -> ToolContext:
         return ToolContext(

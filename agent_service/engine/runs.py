@@ -404,7 +404,9 @@ class Runs:
                 return Built(b"", "calls would still be pending", pending_of(snapshot.calls), (), overridden)
             case _:
                 return Built(b"", f"the run would stop with {snapshot.run.stop_reason}", (), (), overridden)
-        turn = next_turn(snapshot.run, pinned)
+        block_ids = pinned.memory_block_ids
+        blocks = await self.parts.store.memory_blocks(tenant, block_ids) if block_ids else ()
+        turn = next_turn(snapshot.run, pinned, blocks)
         if turn.error is not None:
             return Built(b"", f"the run would fail: {turn.error.message}", (), (), overridden)
         model = self.parts.models[pinned.provider]

@@ -1,4 +1,4 @@
-"""AgentRegistryService: agents and conversations."""
+"""AgentRegistryService: agents and conversations; memory blocks are in a file of their own."""
 
 from __future__ import annotations
 
@@ -8,20 +8,15 @@ from typing import Any
 
 import grpc
 from agentrpc.v1 import agent_registry_service_pb2 as pb
-from agentrpc.v1 import agent_registry_service_pb2_grpc as pb_grpc
 from agentrpc.v1 import agents_pb2
 
 from agent_service.domain.errors import FieldViolation, invalid
 from agent_service.domain.message import Message
 from agent_service.domain.run import MESSAGE_ARGUMENT, MESSAGE_TOOL, AgentDefinition, AgentKind
-from agent_service.engine.agents import Agents
-from agent_service.engine.commands import Caller
-from agent_service.engine.limits import Limits
-from agent_service.engine.registry import Registry
-from agent_service.engine.runs import Runs
 from agent_service.transport import translate
+from agent_service.transport.memory_servicer import MemoryServicer
 from agent_service.transport.paging import bounded_page, page_size, read_page, read_token, write_token
-from agent_service.transport.requests import Reader
+from agent_service.transport.requests import Reader, masked
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -39,18 +34,12 @@ _CHANGEABLE = (
     "message_tool",
     "message_argument",
     "tool_rules",
+    "memory_block_ids",
 )
 
 
-class AgentRegistryServicer(pb_grpc.AgentRegistryServiceServicer):
+class AgentRegistryServicer(MemoryServicer):
     """Adapts AgentRegistryService onto agents and the registry."""
-
-    def __init__(self, agents: Agents, registry: Registry, runs: Runs, limits: Limits, caller: Caller) -> None:
-        self._agents = agents
-        self._registry = registry
-        self._runs = runs
-        self._limits = limits
-        self._caller = caller
 
     async def CreateAgent(self, request: pb.CreateAgentRequest, context: Context) -> pb.CreateAgentResponse:
         definition = self._definition(request.agent)
@@ -79,7 +68,7 @@ class AgentRegistryServicer(pb_grpc.AgentRegistryServiceServicer):
         reader.required_id("agent_id", request.agent.agent_id, "the agent")
         reader.done()
         wanted = self._definition(request.agent)
-        paths = _mask(list(request.update_mask.paths))
+        paths = masked(request.update_mask.paths, _CHANGEABLE)
 
         def edit(present: AgentDefinition) -> AgentDefinition:
             return replace(present, **{name: getattr(wanted, name) for name in paths})
@@ -189,6 +178,9 @@ class AgentRegistryServicer(pb_grpc.AgentRegistryServiceServicer):
             message_tool=agent.message_tool or MESSAGE_TOOL,
             message_argument=agent.message_argument or MESSAGE_ARGUMENT,
             tool_rules=reader.tool_rules(agent.tool_rules),
+            memory_block_ids=tuple(
+                reader.id(f"memory_block_ids[{i}]", v) for i, v in enumerate(agent.memory_block_ids)
+            ),
         )
         if agent.kind not in _KINDS:
             reader.problems.add("agent.kind", f"{agent.kind} is not a value of AgentKind")
@@ -198,12 +190,3 @@ class AgentRegistryServicer(pb_grpc.AgentRegistryServiceServicer):
             reader.bounded(name, getattr(agent, name), 256)
         reader.done()
         return definition
-
-
-def _mask(paths: list[str]) -> tuple[str, ...]:
-    """The fields to change; all if none is named."""
-    unknown = [path for path in paths if path not in _CHANGEABLE]
-    if unknown:
-        listed = ", ".join(_CHANGEABLE)
-        raise invalid(FieldViolation("update_mask", f"'{unknown[0][:64]}' cannot be changed; these can: {listed}"))
-    return tuple(paths) or _CHANGEABLE

@@ -378,6 +378,15 @@ class Reader:
         return value
 
 
+def masked(paths: Sequence[str], changeable: tuple[str, ...]) -> tuple[str, ...]:
+    """The fields that an update changes; all if none is named. Raises INVALID_FIELD."""
+    unknown = [path for path in paths if path not in changeable]
+    if unknown:
+        listed = ", ".join(changeable)
+        raise invalid(FieldViolation("update_mask", f"'{unknown[0][:64]}' cannot be changed; these can: {listed}"))
+    return tuple(paths) or changeable
+
+
 def _told(parts: Parts) -> list[object]:
     """What a digest tells of the parts: nothing where there are none, as it was before there were any."""
     return [canonical(parts)] if parts else []

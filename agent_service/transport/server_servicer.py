@@ -32,6 +32,7 @@ CAPABILITIES = (
     "images",
     "tool_rules",
     "parallel_tools",
+    "memory_blocks",
 )
 """What clients may rely on."""
 

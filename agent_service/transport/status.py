@@ -58,6 +58,8 @@ CODES: dict[Reason, grpc.StatusCode] = {
     Reason.CLAIM_LOST: _Code.ABORTED,
     Reason.QUEUE_FULL: _Code.RESOURCE_EXHAUSTED,
     Reason.RUN_NOT_INTERRUPTED: _Code.FAILED_PRECONDITION,
+    Reason.MEMORY_BLOCK_NOT_FOUND: _Code.NOT_FOUND,
+    Reason.MEMORY_BLOCK_ID_REUSED: _Code.ALREADY_EXISTS,
 }
 
 

@@ -12,6 +12,7 @@ from agentrpc.v1 import (
     errors_pb2,
     events_pb2,
     inbox_service_pb2,
+    memory_pb2,
     messages_pb2,
     runs_pb2,
     server_service_pb2,
@@ -25,6 +26,7 @@ from agent_service.domain import message as msg
 from agent_service.domain.content import ImageDetail, Part
 from agent_service.domain.draft import Snapshot
 from agent_service.domain.errors import Reason
+from agent_service.domain.memory import BlockRecord
 from agent_service.domain.registry import Conversation, WaitingCall
 from agent_service.domain.run import AgentKind, Run, RunError, RunStatus, StopReason, Usage
 from agent_service.domain.tool import Outcome, PendingCall, PendingKind, ToolCall, pending_of
@@ -127,6 +129,24 @@ def agent(value: KnownAgent) -> agents_pb2.Agent:
         configured=record is None,
         is_default=value.is_default,
         tool_rules=map(tool_rule, definition.tool_rules),
+        memory_block_ids=definition.memory_block_ids,
+    )
+
+
+def memory_block(value: BlockRecord) -> memory_pb2.MemoryBlock:
+    """A memory block."""
+    block = value.block
+    return memory_pb2.MemoryBlock(
+        memory_block_id=block.memory_block_id,
+        label=block.label,
+        value=block.value,
+        description=block.description,
+        limit=block.limit,
+        read_only=block.read_only,
+        etag=value.etag,
+        revision=value.revision,
+        create_time=timestamp(value.create_time),
+        update_time=timestamp(value.update_time),
     )
 
 
@@ -323,6 +343,10 @@ def _set_run_body(result: events_pb2.RunEvent, body: ev.Body) -> None:
             result.tool_returns_accepted.CopyFrom(receipt(body))
         case ev.StepRestarted(attempt, reason):
             result.step_restarted.CopyFrom(events_pb2.StepRestarted(attempt=attempt, reason=reason))
+        case ev.MemoryRead(blocks):
+            result.memory_read.SetInParent()
+            for b in blocks:
+                result.memory_read.blocks.add(memory_block_id=b.memory_block_id, label=b.label, revision=b.revision)
         case ev.RunStopped():
             result.run_stopped.CopyFrom(
                 events_pb2.RunStopped(

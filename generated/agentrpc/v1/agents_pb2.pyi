@@ -66,6 +66,7 @@ class Agent(_message.Message):
     CONFIGURED_FIELD_NUMBER: _builtins.int
     IS_DEFAULT_FIELD_NUMBER: _builtins.int
     TOOL_RULES_FIELD_NUMBER: _builtins.int
+    MEMORY_BLOCK_IDS_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """Chosen by the caller, 1 to 64 of [A-Za-z0-9._:-], or issued."""
     kind: Global___AgentKind.ValueType
@@ -90,7 +91,9 @@ class Agent(_message.Message):
     """It is the agent that an empty `agent_id` means."""
     @_builtins.property
     def server_tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of server tools it may use, in the order the model sees them; each must exist when the agent is written."""
+        """Names of server tools it may use, in the order the model sees them; each must exist when the agent is written.
+        The names of memory tools may be among them (see `memory_block_ids`).
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -105,6 +108,14 @@ class Agent(_message.Message):
         """Rules about its tools, at most `Limits.max_tool_rules` and together four times `Limits.max_tool_schema_bytes`, for
         each tool one of a kind. They may name client tools: a rule about a tool that a run does not have limits nothing, but
         `run_first`, `child` and `conditional` rules demand what they name, and so does `required_before_exit`.
+        """
+
+    @_builtins.property
+    def memory_block_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its memory blocks, in the order the model sees them (those it cannot change before the others), at most
+        `Limits.max_memory_blocks`. Each must exist when the agent is written, and their labels must be different; one that is
+        deleted later is left out. An agent of kind LLM that may change one of them has the memory tools after its server
+        tools: those that `server_tools` names, or all four if it names none.
         """
 
     def __init__(
@@ -125,10 +136,11 @@ class Agent(_message.Message):
         configured: _builtins.bool = ...,
         is_default: _builtins.bool = ...,
         tool_rules: _abc.Iterable[_tool_rules_pb2.ToolRule] | None = ...,
+        memory_block_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "configured", b"configured", "create_time", b"create_time", "description", b"description", "etag", b"etag", "instructions", b"instructions", "is_default", b"is_default", "kind", b"kind", "message_argument", b"message_argument", "message_tool", b"message_tool", "model", b"model", "revision", b"revision", "server_tools", b"server_tools", "tool_rules", b"tool_rules", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "configured", b"configured", "create_time", b"create_time", "description", b"description", "etag", b"etag", "instructions", b"instructions", "is_default", b"is_default", "kind", b"kind", "memory_block_ids", b"memory_block_ids", "message_argument", b"message_argument", "message_tool", b"message_tool", "model", b"model", "revision", b"revision", "server_tools", b"server_tools", "tool_rules", b"tool_rules", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -197,7 +197,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Message: "conversation_id: there is another conversation 'conv_2c'; choose another id"
     """
     ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 27
-    """The agent was changed since its etag was read. Read it again and decide anew.
+    """The agent or the memory block was changed since its etag was read. Read it again and decide anew.
     Code: ABORTED.
     Metadata: etag, the present one.
     Message: "etag: agent 'sales' was changed meanwhile; read it again and repeat the change"
@@ -219,6 +219,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Code: FAILED_PRECONDITION.
     Metadata: run_id; status.
     Message: "run_id: run_8f is COMPLETED; only an INTERRUPTED run can be retried"
+    """
+    ERROR_REASON_MEMORY_BLOCK_NOT_FOUND: _ErrorReason.ValueType  # 37
+    """There is no such memory block, or it was deleted. ListMemoryBlocks shows those there are.
+    Code: NOT_FOUND.
+    Message: "memory_block_id: no memory block 'human'"
+    """
+    ERROR_REASON_MEMORY_BLOCK_ID_REUSED: _ErrorReason.ValueType  # 38
+    """The memory_block_id was used before for another memory block, or its block was changed since. Choose another id, or
+    update that block.
+    Code: ALREADY_EXISTS.
+    Metadata: memory_block_id.
+    Message: "memory_block.memory_block_id: there is another memory block 'human'; choose another id, or update it"
     """
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 31
     """As many runs as allowed wait in the conversation already (ON_BUSY_ENQUEUE). Try again when one of them has begun,
@@ -504,7 +516,7 @@ Metadata: conversation_id.
 Message: "conversation_id: there is another conversation 'conv_2c'; choose another id"
 """
 ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 27
-"""The agent was changed since its etag was read. Read it again and decide anew.
+"""The agent or the memory block was changed since its etag was read. Read it again and decide anew.
 Code: ABORTED.
 Metadata: etag, the present one.
 Message: "etag: agent 'sales' was changed meanwhile; read it again and repeat the change"
@@ -526,6 +538,18 @@ ERROR_REASON_RUN_NOT_INTERRUPTED: ErrorReason.ValueType  # 30
 Code: FAILED_PRECONDITION.
 Metadata: run_id; status.
 Message: "run_id: run_8f is COMPLETED; only an INTERRUPTED run can be retried"
+"""
+ERROR_REASON_MEMORY_BLOCK_NOT_FOUND: ErrorReason.ValueType  # 37
+"""There is no such memory block, or it was deleted. ListMemoryBlocks shows those there are.
+Code: NOT_FOUND.
+Message: "memory_block_id: no memory block 'human'"
+"""
+ERROR_REASON_MEMORY_BLOCK_ID_REUSED: ErrorReason.ValueType  # 38
+"""The memory_block_id was used before for another memory block, or its block was changed since. Choose another id, or
+update that block.
+Code: ALREADY_EXISTS.
+Metadata: memory_block_id.
+Message: "memory_block.memory_block_id: there is another memory block 'human'; choose another id, or update it"
 """
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 31
 """As many runs as allowed wait in the conversation already (ON_BUSY_ENQUEUE). Try again when one of them has begun,
