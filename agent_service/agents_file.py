@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from agent_service.domain.memory import MemoryBlock
 from agent_service.domain.memory import problems as block_problems
+from agent_service.domain.policy import DEFAULT_KEEP, DEFAULT_THRESHOLD, ContextPolicy, Strategy
+from agent_service.domain.policy import problems as problems_of_policy
 from agent_service.domain.rules import NextTool, RuleKind, ToolRule, problems
 from agent_service.domain.run import MESSAGE_ARGUMENT, MESSAGE_TOOL, AgentDefinition, AgentKind
 from agent_service.engine.limits import Limits
@@ -81,6 +83,15 @@ class _Rule(_Table):
     requires_approval: _Tool | None = None
 
 
+class _Context(_Table):
+    window_tokens: int = 0
+    strategy: Strategy = Strategy.SUMMARY
+    threshold: float = DEFAULT_THRESHOLD
+    keep: float = DEFAULT_KEEP
+    summary_prompt: str = ""
+    summary_model: str = ""
+
+
 class _Agent(_Table):
     kind: AgentKind = AgentKind.LLM
     description: str = ""
@@ -91,6 +102,7 @@ class _Agent(_Table):
     message_argument: str = MESSAGE_ARGUMENT
     tool_rules: tuple[_Rule, ...] = ()
     memory_blocks: tuple[str, ...] = ()
+    context: _Context = Field(default_factory=_Context)
     default: bool = False
 
 
@@ -140,7 +152,8 @@ def read_agents(path: Path, server_tools: tuple[str, ...]) -> tuple[tuple[AgentD
             agent_id=i,
             tool_rules=rules[i],
             memory_block_ids=agent.memory_blocks,
-            **agent.model_dump(exclude={"default", "tool_rules", "memory_blocks"}),
+            context=ContextPolicy(**agent.context.model_dump()),
+            **agent.model_dump(exclude={"default", "tool_rules", "memory_blocks", "context"}),
         )
         for i, agent in found.items()
     )
@@ -187,6 +200,9 @@ def _check(path: Path, agent_id: str, agent: _Agent, server_tools: tuple[str, ..
     for field in ("server_tools", "tool_rules"):
         if agent.kind is AgentKind.RESPONDER and getattr(agent, field):
             raise SettingsError(f"{where}.{field}: a responder has no tools")
+    policy = ContextPolicy(**agent.context.model_dump())
+    for name, problem in problems_of_policy(policy, Limits().max_summary_prompt_bytes):
+        raise SettingsError(f"{where}.context.{name}: {problem}")
     # An MCP server lists what it likes, when it likes: a name that it does not have now is no reason not to start.
     unknown = [
         name

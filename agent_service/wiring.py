@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -216,7 +216,8 @@ async def service(settings: Settings, endpoint: Endpoint) -> AsyncIterator[Serve
 
 @asynccontextmanager
 async def _service(settings: Settings, endpoint: Endpoint, tools: _Tools) -> AsyncIterator[Server]:
-    limits = settings.limits
+    window = settings.context_window_tokens or settings.limits.context_window_tokens
+    limits = replace(settings.limits, context_window_tokens=window)
     hub = Hub(limits.watcher_queue_events)
     observers: list[Callable[[str, tuple[Event, ...]], None]] = []
 

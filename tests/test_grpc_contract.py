@@ -38,6 +38,7 @@ from agent_service.domain.content import ImageDetail
 from agent_service.domain.errors import Reason
 from agent_service.domain.event import DURABLE_TYPES, RunCause
 from agent_service.domain.message import MessageType
+from agent_service.domain.policy import Strategy
 from agent_service.domain.run import AgentKind, RunStatus, StopReason
 from agent_service.domain.start import OnBusy
 from agent_service.domain.tool import OnTimeout, Outcome, PendingKind, ToolChoiceMode
@@ -128,6 +129,7 @@ TWINS: dict[str, Any] = {
     "OnTimeout": OnTimeout,
     "OnBusy": OnBusy,
     "ImageDetail": ImageDetail,
+    "CompactionStrategy": Strategy,
 }
 ONLY_IN_REQUESTS = {
     "OnDisconnect": {"continue", "cancel"},

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from agent_service.domain.message import Message
+from agent_service.domain.policy import Strategy
 from agent_service.domain.run import RunError, RunStatus, StopReason, Usage
 from agent_service.domain.tool import PendingCall
 
@@ -87,6 +88,20 @@ class MemoryRead:
 
 
 @dataclass(frozen=True, slots=True)
+class Compaction:
+    """Older messages of the conversation are not shown to the model any more. Tokens are estimates of its next request;
+    `left_out` counts messages."""
+
+    strategy: Strategy
+    message_id: str
+    position: int
+    through_position: int
+    tokens_before: int
+    tokens_after: int
+    left_out: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunStopped:
     """The run stopped, for now or (`final`) for good."""
 
@@ -158,6 +173,7 @@ DurableBody = (
     | ToolReturnsAccepted
     | StepRestarted
     | MemoryRead
+    | Compaction
     | RunStopped
 )
 DeltaBody = TextDelta | ReasoningDelta | ArgumentsDelta
@@ -171,6 +187,7 @@ DURABLE_TYPES: dict[str, type[DurableBody]] = {
     "tool_returns_accepted": ToolReturnsAccepted,
     "step_restarted": StepRestarted,
     "memory_read": MemoryRead,
+    "compaction": Compaction,
     "run_stopped": RunStopped,
 }
 _DURABLE = frozenset(DURABLE_TYPES.values())

@@ -35,6 +35,7 @@ from agent_service.domain.run import Owner, Run, RunError, RunStatus, StopReason
 from agent_service.domain.tool import Call, CallState, Executor, OnTimeout, Outcome, ToolCall, pending_of
 from agent_service.domain.values import replace
 
+NO_USAGE = Usage()
 UNKNOWN_OUTCOME = "Outcome unknown: the call may have been executed. The server stopped waiting for it."
 CANCELLED_BEFORE = "Cancelled: the run ended before this call was executed."
 CANCELLED_UNANSWERED = "Cancelled: the run ended before this call was answered. It may or may not have been executed."
@@ -160,9 +161,9 @@ def record_answer(draft: Draft, step: StepRecord) -> None:
     _after_answer(draft, step)
 
 
-def restart_step(draft: Draft, attempts: int, reason: str) -> None:
+def restart_step(draft: Draft, attempts: int, reason: str, usage: Usage = NO_USAGE) -> None:
     """The model is asked again for the step in hand; partial text of the attempt before is void."""
-    draft.run = replace(draft.run, model_attempts=draft.run.model_attempts + attempts)
+    _count_attempts(draft, attempts, usage)
     draft.emit(StepRestarted(draft.run.model_attempts + 1, reason))
 
 
@@ -200,14 +201,19 @@ def cancel(draft: Draft, stop_reason: StopReason = StopReason.CANCELLED) -> None
     stop(draft, stop_reason)
 
 
-def fail(draft: Draft, stop_reason: StopReason, error: RunError, attempts: int = 0) -> None:
+def fail(draft: Draft, stop_reason: StopReason, error: RunError, attempts: int = 0, usage: Usage = NO_USAGE) -> None:
     """Stops the run by an error: interrupted if it is retryable (open calls stay open), else failed for good."""
     if draft.run.status is not RunStatus.RUNNING:
         return
-    draft.run = replace(draft.run, model_attempts=draft.run.model_attempts + attempts)
+    _count_attempts(draft, attempts, usage)
     if not error.retryable:
         close_calls(draft)
     stop(draft, stop_reason, error)
+
+
+def _count_attempts(draft: Draft, attempts: int, usage: Usage) -> None:
+    run = draft.run
+    draft.run = replace(run, model_attempts=run.model_attempts + attempts, usage=run.usage + usage)
 
 
 def time_out(draft: Draft, error: RunError) -> None:

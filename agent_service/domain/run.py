@@ -10,6 +10,7 @@ from msgspec import Struct
 from agent_service.domain.content import Parts
 from agent_service.domain.errors import Reason
 from agent_service.domain.memory import SeenBlock
+from agent_service.domain.policy import DEFAULT_POLICY, ContextPolicy
 from agent_service.domain.rules import NO_CALLS, RuleState, ToolRule
 from agent_service.domain.tool import ToolChoice, ToolSchema
 
@@ -148,6 +149,7 @@ class AgentDefinition:
     message_argument: str = MESSAGE_ARGUMENT
     tool_rules: tuple[ToolRule, ...] = ()
     memory_block_ids: tuple[str, ...] = ()
+    context: ContextPolicy = DEFAULT_POLICY
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,7 @@ class Pinned:
     response_format: ResponseFormat | None = None
     tool_rules: tuple[ToolRule, ...] = ()
     memory_block_ids: tuple[str, ...] = ()
+    context: ContextPolicy = DEFAULT_POLICY
 
     def tool(self, name: str) -> ToolSchema | None:
         """The tool of this name, if there is one."""

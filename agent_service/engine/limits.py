@@ -44,5 +44,7 @@ class Limits:
     max_memory_block_limit: int = 100_000
     max_memory_blocks: int = 32
     max_memory_description_bytes: int = 4 * KIB
+    context_window_tokens: int = 0
+    max_summary_prompt_bytes: int = 64 * KIB
     watcher_queue_events: int = 4096
     context_cache_bytes: int = 64 * MIB

@@ -12,6 +12,7 @@ from agent_service.domain.errors import AgentServiceError, FieldViolation, Reaso
 from agent_service.domain.event import Event, ToolReturnsAccepted
 from agent_service.domain.memory import BlockRecord
 from agent_service.domain.permit import about, permitted
+from agent_service.domain.policy import ContextPolicy
 from agent_service.domain.rules import NO_CALLS, RuleKind, merged
 from agent_service.domain.run import DEFAULT_PAUSE_TTL, AgentDefinition, AgentKind, Pinned, Run, RunStatus
 from agent_service.domain.start import NewRun
@@ -158,7 +159,14 @@ class LlmAgent(Agent):
             response_format=command.response_format,
             tool_rules=rules,
             memory_block_ids=self.definition.memory_block_ids,
+            context=self._policy(),
         )
+
+    def _policy(self) -> ContextPolicy:
+        """The agent's, with the server's window if it has none of its own."""
+        policy = self.definition.context
+        window = policy.window_tokens or self._runs.parts.limits.context_window_tokens
+        return replace(policy, window_tokens=window)
 
     def _server_tools(self, blocks: tuple[BlockRecord, ...]) -> list[ToolSchema]:
         """The agent's server tools that are there, then the memory tools that go with its blocks."""

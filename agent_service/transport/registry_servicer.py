@@ -35,6 +35,7 @@ _CHANGEABLE = (
     "message_argument",
     "tool_rules",
     "memory_block_ids",
+    "context",
 )
 
 
@@ -181,6 +182,7 @@ class AgentRegistryServicer(MemoryServicer):
             memory_block_ids=tuple(
                 reader.id(f"memory_block_ids[{i}]", v) for i, v in enumerate(agent.memory_block_ids)
             ),
+            context=reader.context_policy("context", agent.context),
         )
         if agent.kind not in _KINDS:
             reader.problems.add("agent.kind", f"{agent.kind} is not a value of AgentKind")

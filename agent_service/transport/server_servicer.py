@@ -33,6 +33,7 @@ CAPABILITIES = (
     "tool_rules",
     "parallel_tools",
     "memory_blocks",
+    "compaction",
 )
 """What clients may rely on."""
 

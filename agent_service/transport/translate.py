@@ -34,6 +34,7 @@ from agent_service.engine.agents import KnownAgent
 from agent_service.engine.commands import Built
 from agent_service.engine.inbox import Added, Removed, Synced
 from agent_service.engine.limits import Limits
+from agent_service.transport.policies import STRATEGIES, context_policy
 from agent_service.transport.tool_rules import tool_rule
 
 
@@ -130,6 +131,7 @@ def agent(value: KnownAgent) -> agents_pb2.Agent:
         is_default=value.is_default,
         tool_rules=map(tool_rule, definition.tool_rules),
         memory_block_ids=definition.memory_block_ids,
+        context=context_policy(definition.context),
     )
 
 
@@ -190,6 +192,8 @@ def message(value: msg.Message) -> messages_pb2.Message:
                     tool_call_id=tool_call_id, approved=approved, edited_arguments_json=edited, note=note
                 )
             )
+        case msg.SummaryContent(text, through):
+            result.summary.CopyFrom(messages_pb2.SummaryMessage(text=text, through_position=through))
     return result
 
 
@@ -347,6 +351,8 @@ def _set_run_body(result: events_pb2.RunEvent, body: ev.Body) -> None:
             result.memory_read.SetInParent()
             for b in blocks:
                 result.memory_read.blocks.add(memory_block_id=b.memory_block_id, label=b.label, revision=b.revision)
+        case ev.Compaction():
+            result.compaction.CopyFrom(_compaction(body))
         case ev.RunStopped():
             result.run_stopped.CopyFrom(
                 events_pb2.RunStopped(
@@ -358,6 +364,18 @@ def _set_run_body(result: events_pb2.RunEvent, body: ev.Body) -> None:
                     error=run_error(body.error),
                 )
             )
+
+
+def _compaction(value: ev.Compaction) -> events_pb2.Compaction:
+    return events_pb2.Compaction(
+        strategy=STRATEGIES[value.strategy],
+        message_id=value.message_id,
+        position=value.position,
+        through_position=value.through_position,
+        tokens_before=value.tokens_before,
+        tokens_after=value.tokens_after,
+        messages_left_out=value.left_out,
+    )
 
 
 def built(value: Built) -> agent_service_pb2.BuildRequestResponse:

@@ -18,6 +18,11 @@ calls of its own tool run out of time; leaves."""
 BUSY = ("", "enqueue", "supersede")
 """When a turn is started: after the one before it; while that one still goes on, behind it or in its place."""
 
+COMPACTING = "compacting"
+"""The agent whose conversations are compacted again and again."""
+_COMPACTED = 3
+"""One conversation of so many has it."""
+
 _STEPS: Sequence[tuple[str, ...]] = (
     ("ask",),
     ("ask",),
@@ -50,6 +55,11 @@ class Turn:
     def run_id(self) -> str:
         """The run of this turn."""
         return f"run-{self.conversation}-{self.number}"
+
+    @property
+    def compacts(self) -> bool:
+        """Whether its conversation is compacted."""
+        return self.conversation % _COMPACTED == 0
 
     @property
     def text(self) -> str:

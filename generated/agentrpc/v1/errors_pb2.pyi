@@ -313,6 +313,22 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Message: "no tool may be called: the first call must be of 'get_secret_code', but 'get_secret_code' is not a tool of
     this run"
     """
+    ERROR_REASON_SYSTEM_PROMPT_TOO_LARGE: _ErrorReason.ValueType  # 51
+    """The system prompt, the tools and the response format alone are estimated to fill the context window, so that nothing
+    of the conversation would have room (`ContextPolicy.window_tokens` of the agent, or the server's setting); or the
+    endpoint refused a request as too long that held nothing else. Shorten them, or use a model with a larger window.
+    Run: FAILED with STOP_REASON_CONTEXT_WINDOW_OVERFLOW_IN_SYSTEM_PROMPT.
+    Metadata: estimated_tokens; window_tokens, 0 for unknown.
+    Message: "the system prompt, the tools and the response format alone have about 1017 tokens, and the context window has 200; shorten them, or use a model with a larger window"
+    """
+    ERROR_REASON_CONTEXT_TOO_LARGE: _ErrorReason.ValueType  # 52
+    """The endpoint refused the request as longer than the model's context window, and nothing more could be left out: the
+    strategy of the agent is NONE, or it was compacted already. Give the agent another strategy or its `window_tokens`,
+    or begin another conversation.
+    Run: FAILED with STOP_REASON_LLM_API_ERROR.
+    Metadata: http_status, where the endpoint answered with one.
+    Message: "the endpoint answered 400: This model's maximum context length is 8192 tokens."
+    """
     ERROR_REASON_NO_TOOL_CALL: _ErrorReason.ValueType  # 45
     """A tool call was required and the model made none; its answer in text is stored.
     Run: FAILED with STOP_REASON_NO_TOOL_CALL.
@@ -631,6 +647,22 @@ follow, or no tool is mapped to an output. Correct the rules, or send the client
 Run: FAILED with STOP_REASON_TOOL_RULE.
 Message: "no tool may be called: the first call must be of 'get_secret_code', but 'get_secret_code' is not a tool of
 this run"
+"""
+ERROR_REASON_SYSTEM_PROMPT_TOO_LARGE: ErrorReason.ValueType  # 51
+"""The system prompt, the tools and the response format alone are estimated to fill the context window, so that nothing
+of the conversation would have room (`ContextPolicy.window_tokens` of the agent, or the server's setting); or the
+endpoint refused a request as too long that held nothing else. Shorten them, or use a model with a larger window.
+Run: FAILED with STOP_REASON_CONTEXT_WINDOW_OVERFLOW_IN_SYSTEM_PROMPT.
+Metadata: estimated_tokens; window_tokens, 0 for unknown.
+Message: "the system prompt, the tools and the response format alone have about 1017 tokens, and the context window has 200; shorten them, or use a model with a larger window"
+"""
+ERROR_REASON_CONTEXT_TOO_LARGE: ErrorReason.ValueType  # 52
+"""The endpoint refused the request as longer than the model's context window, and nothing more could be left out: the
+strategy of the agent is NONE, or it was compacted already. Give the agent another strategy or its `window_tokens`,
+or begin another conversation.
+Run: FAILED with STOP_REASON_LLM_API_ERROR.
+Metadata: http_status, where the endpoint answered with one.
+Message: "the endpoint answered 400: This model's maximum context length is 8192 tokens."
 """
 ERROR_REASON_NO_TOOL_CALL: ErrorReason.ValueType  # 45
 """A tool call was required and the model made none; its answer in text is stored.
