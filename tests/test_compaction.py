@@ -31,6 +31,7 @@ from tests.scripted_openai import (
     breaks_off,
     calls,
     cut_by_length,
+    error_in_stream,
     fails,
     says,
     silent,
@@ -411,6 +412,22 @@ async def test_a_step_is_compacted_once_after_a_refusal(store: str) -> None:
         assert answer.run.error.reason == errors_pb2.ERROR_REASON_CONTEXT_TOO_LARGE
         assert len(await compactions(client, answer.run.run_id)) == 1
         assert len(upstream.requests[-1].history) > 2
+
+
+async def test_a_refusal_in_the_middle_of_an_answer_voids_what_was_shown(store: str) -> None:
+    """Some endpoints find out that it is too long while they answer."""
+    late = error_in_stream("The context window is full.", code="context_length_exceeded", reply="Half of it.", after=2)
+    answers = iter([says("one"), says("two"), late, says("three")])
+
+    def script(request: Request) -> Reply:
+        return says("S") if asks_for_summary(request) else next(answers)
+
+    async with scripted(script, store) as (client, _):
+        fields = await grown(client, UNKNOWN, long("A"), long("B"))
+        answer = await client.ask("C", **fields)
+        assert answer.run.stop_reason == runs_pb2.STOP_REASON_END_TURN
+        told_of = event_kinds(await client.watch(answer.run.run_id))
+        assert told_of[told_of.index("step_restarted") :][:3] == ["step_restarted", "message_stored", "compaction"]
 
 
 async def test_a_policy_that_leaves_nothing_out_fails_where_the_endpoint_refuses(store: str) -> None:

@@ -142,6 +142,10 @@ class Loop:
         again = self._refused_step == snapshot.run.steps_taken
         self._refused_step = snapshot.run.steps_taken
         plan = None if again else fitting.after_refusal(error.window_tokens)
+        if plan is not None and error.started:
+            # Some of an answer may have been shown.
+            restarted = moved(restart_step, error.attempts, error.message)
+            return await self._compact(await self._parts.store.owner_move(self._claim, restarted), plan)
         if plan is not None:
             return await self._compact(snapshot, plan, error.attempts)
         window = error.window_tokens or fitting.policy.window_tokens
