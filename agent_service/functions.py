@@ -143,12 +143,12 @@ def _problems(error: ValidationError) -> str:
 async def _invoke(function: Callable[..., Any], values: dict[str, Any]) -> Any:
     if inspect.iscoroutinefunction(function):
         return await function(**values)
-    result = await in_thread(function, values)
+    result = await in_thread(function, **values)
     # A decorator may hide that the function is a coroutine function.
     return await result if inspect.isawaitable(result) else result
 
 
-async def in_thread(function: Callable[..., Any], values: dict[str, Any]) -> Any:
+async def in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Like asyncio.to_thread, but each call has a thread of its own, which ends with the process: one that hangs holds
     up neither other calls nor the end of the program."""
     loop = asyncio.get_running_loop()
@@ -161,7 +161,7 @@ async def in_thread(function: Callable[..., Any], values: dict[str, Any]) -> Any
 
     def work() -> None:
         try:
-            told = (future.set_result, variables.run(_run, function, values))
+            told = (future.set_result, variables.run(_run, function, args, kwargs))
         except BaseException as error:  # Also SystemExit: who called decides.
             told = (future.set_exception, error)
         with suppress(RuntimeError):  # The loop is closed: nobody waits any more.
@@ -171,9 +171,9 @@ async def in_thread(function: Callable[..., Any], values: dict[str, Any]) -> Any
     return await future
 
 
-def _run(function: Callable[..., Any], values: dict[str, Any]) -> Any:
+def _run(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     try:
-        return function(**values)
+        return function(*args, **kwargs)
     except StopIteration as error:
         # A future cannot carry it, so that the await would never end (Python 3.11).
         raise RuntimeError("the function raised StopIteration") from error
