@@ -28,6 +28,8 @@ class Proxy:
     held_requests: bool = False
     refused: bool = False
     delay: float = 0
+    holding: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once a request is held back."""
     connections: int = 0
     answered_bytes: int = 0
     _held: list[tuple[asyncio.StreamWriter, bytes]] = field(default_factory=list)
@@ -82,6 +84,7 @@ class Proxy:
                 await asyncio.sleep(self.delay)
                 if self.held_requests:
                     self._held.append((writer, data))
+                    self.holding.set()
                 elif not self.black_hole:
                     writer.write(data)
         if not any(held is writer for held, _ in self._held):

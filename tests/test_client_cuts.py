@@ -1,4 +1,4 @@
-"""The Python client on a network that cuts, loses, delays and holds back: nothing is lost, and nothing happens twice."""
+"""The Python client on a network that cuts, loses, delays and holds back: nothing is lost or happens twice."""
 
 from __future__ import annotations
 
@@ -147,15 +147,19 @@ async def accepted(direct: Client, run_id: str) -> None:
 
 
 async def test_a_submit_whose_answer_is_lost_is_repeated_as_the_same(store: str) -> None:
-    """The service has taken it and the client does not know: it sends the same request_id, and gets the same receipt."""
+    """The service has taken it and the client does not know: it sends the same request_id and gets the same receipt."""
     async with behind([calls(("get_code", {"name": "Alice"})), says("Done.")], store) as (client, proxy, direct):
-        tool = Tool(before=lambda: setattr(proxy, "lost_answers", True))
+        called = asyncio.Event()
+
+        def lose() -> None:
+            proxy.lost_answers = True
+            called.set()
+
+        tool = Tool(before=lose)
         stream = client.stream("Code?", tools=[tool.get_code])
         reading = asyncio.create_task(seen(stream))
-        while not tool.executed:
-            await asyncio.sleep(0)
+        await called.wait()
         await accepted(direct, stream.run_id)
-        tool.before = lambda: None
         proxy.lost_answers = False
         proxy.cut()
         events = await reading
@@ -169,17 +173,10 @@ async def test_a_submit_that_arrives_late_beside_its_repeat_counts_once(store: s
     """A network holds a request back, the client repeats it on another connection, and then the first one arrives."""
     script = [calls(("get_code", {"name": "Alice"})), says("Done.")]
     async with behind(script, store) as (client, proxy, direct):
-        held = asyncio.Event()
-
-        def hold() -> None:
-            proxy.held_requests = True
-            held.set()
-
-        stream = client.stream("Code?", tools=[Tool(before=hold).get_code])
+        tool = Tool(before=lambda: setattr(proxy, "held_requests", True))
+        stream = client.stream("Code?", tools=[tool.get_code])
         reading = asyncio.create_task(seen(stream))
-        await held.wait()
-        while not proxy._held:
-            await asyncio.sleep(0)
+        await proxy.holding.wait()
         proxy.held_requests = False
         proxy.cut(service=False)
         events = await reading
@@ -231,20 +228,23 @@ async def test_a_service_that_is_killed_and_started_again_goes_on(tmp_path: Path
             await go_on.wait()
             return name
 
-        async with running(tmp_path, env, *flags) as (server, _), proxied(server.target) as proxy:
-            async with AgentClient(proxy.address, retry=PATIENT) as client:
-                stream = client.stream("Code?", tools=[get_code])
-                reading = asyncio.create_task(seen(stream))
-                await started.wait()
-                proxy.refused = True
-                await server.kill()
-                async with running(tmp_path, env, *flags) as (second, direct):
-                    proxy.target, proxy.refused = second.target, False
-                    go_on.set()
-                    events = await reading
-                    await check(events, stream.result, direct)
-                    assert stream.result.text == "Done."
-                    assert list(executed.values()) == [1]
+        async with (
+            running(tmp_path, env, *flags) as (server, _),
+            proxied(server.target) as proxy,
+            AgentClient(proxy.address, retry=PATIENT) as client,
+        ):
+            stream = client.stream("Code?", tools=[get_code])
+            reading = asyncio.create_task(seen(stream))
+            await started.wait()
+            proxy.refused = True
+            await server.kill()
+            async with running(tmp_path, env, *flags) as (second, direct):
+                proxy.target, proxy.refused = second.target, False
+                go_on.set()
+                events = await reading
+                await check(events, stream.result, direct)
+                assert stream.result.text == "Done."
+                assert list(executed.values()) == [1]
 
 
 async def test_a_service_that_is_killed_while_the_model_writes_goes_on(tmp_path: Path, shared_store: str) -> None:
@@ -253,24 +253,27 @@ async def test_a_service_that_is_killed_while_the_model_writes_goes_on(tmp_path:
     gate = Gate()
     async with ScriptedOpenAI([says(["Lo", "st."], gate=gate), says(["Fo", "und."])], api_key=API_KEY) as upstream:
         env = environment(upstream, **lease(shared_store))
-        async with running(tmp_path, env, *flags) as (server, _), proxied(server.target) as proxy:
-            async with AgentClient(proxy.address, retry=PATIENT) as client:
-                stream = client.stream("Hi")
-                events: list[Event] = []
-                gate.release()
-                async for event in stream:
-                    events.append(event)
-                    if isinstance(event, TextDelta):
-                        break
-                proxy.refused = True
-                await server.kill()
-                async with running(tmp_path, env, *flags) as (second, direct):
-                    proxy.target, proxy.refused = second.target, False
-                    events += await seen(stream)
-                    (dropped,) = (event.dropped for event in events if isinstance(event, Restarted))
-                    assert dropped == tuple(e.message_id for e in events if isinstance(e, TextDelta) and e.text == "Lo")
-                    assert durable(raw(events)) == durable(await direct.watch(stream.run_id))
-                    (answer,) = (m.message_id for m in stream.result.messages if m.HasField("assistant"))
-                    told = [e.text for e in events if isinstance(e, TextDelta) and e.message_id == answer]
-                    assert "".join(told) == stream.result.text == "Found."
-                gate.open()
+        async with (
+            running(tmp_path, env, *flags) as (server, _),
+            proxied(server.target) as proxy,
+            AgentClient(proxy.address, retry=PATIENT) as client,
+        ):
+            stream = client.stream("Hi")
+            events: list[Event] = []
+            gate.release()
+            async for event in stream:
+                events.append(event)
+                if isinstance(event, TextDelta):
+                    break
+            proxy.refused = True
+            await server.kill()
+            async with running(tmp_path, env, *flags) as (second, direct):
+                proxy.target, proxy.refused = second.target, False
+                events += await seen(stream)
+                (dropped,) = (event.dropped for event in events if isinstance(event, Restarted))
+                assert dropped == tuple(e.message_id for e in events if isinstance(e, TextDelta) and e.text == "Lo")
+                assert durable(raw(events)) == durable(await direct.watch(stream.run_id))
+                (answer,) = (m.message_id for m in stream.result.messages if m.HasField("assistant"))
+                told = [e.text for e in events if isinstance(e, TextDelta) and e.message_id == answer]
+                assert "".join(told) == stream.result.text == "Found."
+            gate.open()

@@ -53,7 +53,7 @@ class Task:
 
     run_id: str
     start: pb.StepRequest | None
-    tools: Mapping[str, ClientTool[Any, Any]]
+    tools: Mapping[str, ClientTool[..., Any]]
     on_approval: OnApproval | None
     tokens: bool
     on_disconnect: pb.OnDisconnect.ValueType

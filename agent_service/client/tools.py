@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
@@ -133,13 +133,13 @@ def client_tool(function: Callable[..., Any] | None = None, /, **options: Any) -
     return ClientTool(function) if function is not None else lambda made: ClientTool(made, **options)
 
 
-def named(tools: Any) -> dict[str, ClientTool[Any, Any]]:
+def named(tools: Iterable[ClientTool[..., Any] | Callable[..., Any]]) -> dict[str, ClientTool[..., Any]]:
     """The tools by name; functions are made tools. Raises ValueError where two have one name."""
-    made = [tool if isinstance(tool, ClientTool) else ClientTool(tool) for tool in tools]
-    found = {tool.name: tool for tool in made}
-    if len(found) != len(made):
-        twice = next(tool.name for tool in made if found[tool.name] is not tool)
-        raise ValueError(f"two tools are named '{twice}'; rename one with @client_tool(name=...)")
+    found: dict[str, ClientTool[..., Any]] = {}
+    for tool in (tool if isinstance(tool, ClientTool) else ClientTool(tool) for tool in tools):
+        if tool.name in found:
+            raise ValueError(f"two tools are named '{tool.name}'; rename one with @client_tool(name=...)")
+        found[tool.name] = tool
     return found
 
 
