@@ -43,9 +43,7 @@ class Terminal:
     write: Callable[[str], None]
 
 
-def tools(
-    now: Callable[[], datetime], write: Callable[[str], None]
-) -> tuple[ClientTool[[], Any], ClientTool[[str], Any]]:
+def tools(now: Callable[[], datetime], write: Callable[[str], None]) -> list[ClientTool[..., Any]]:
     """The tools of this process, which show their results; `now` is the local time, with its zone."""
 
     @client_tool(requires_approval=True)
