@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from asyncio import sleep
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,7 @@ class Attempts:
         pause = self._retry.pause(self._failures, error.retry_after)
         log.log(logging.WARNING if self._failures == 1 else logging.INFO, "%s; trying again in %.1f s", error, pause)
         left = self._deadline.remaining()
-        await asyncio.sleep(pause if left is None else min(pause, left))
+        await sleep(pause if left is None else min(pause, left))
         self._deadline.check(self._run_id)
 
 
