@@ -1,4 +1,4 @@
-"""The same as main.py with the library `agent_service.client` (pip install agent-service): the calls answer themselves."""
+"""As main.py, by the library `agent_service.client` (pip install agent-service), which answers the calls by itself."""
 
 # ruff: noqa: T201 - a program for people prints
 
