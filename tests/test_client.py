@@ -36,7 +36,7 @@ from agent_service.client import (
 )
 from agent_service.tools import server_tool
 from tests.scripted_openai import Gate, ScriptedOpenAI, breaks_off, calls, fails, says, silent
-from tests.service import Client, kinds, returned, scripted
+from tests.service import Client, durable, event_kinds, kinds, returned, scripted
 
 pytestmark = pytest.mark.anyio
 
@@ -378,6 +378,38 @@ async def test_leaving_ends_the_waiting_or_the_run(store: str, choice: Any, stat
         run = await direct.run(stream.run_id)
         assert runs_pb2.RunStatus.Name(run.status) == f"RUN_STATUS_{status}"
         await client.cancel(stream.run_id)
+
+
+async def test_a_run_of_somebody_else_is_not_ended_by_a_refusal(store: str) -> None:
+    """Its id was taken for another request, which is refused; "cancel" is about the own run only."""
+    async with talking([silent()], store) as (client, direct, _):
+        await direct.ask("Hello", run_id="run_theirs", background=True)
+        with pytest.raises(ConflictError) as caught:
+            await client.run("Something else", run_id="run_theirs", on_disconnect="cancel")
+        assert caught.value.reason == "RUN_ID_REUSED"
+        assert (await direct.run("run_theirs")).status == runs_pb2.RUN_STATUS_RUNNING
+        await client.cancel("run_theirs")
+
+
+async def test_what_others_answer_meanwhile_is_seen(store: str) -> None:
+    """Their receipts and returns are events as well, although the stream of the own submit leaves them out."""
+    reach: list[Client] = []
+
+    async def get_secret_code(name: str, call: ToolCall) -> str:
+        """Returns the secret code of a person."""
+        (client,) = reach
+        theirs = (await client.run(call.run_id)).pending_tool_calls[0]
+        await client.answer(call.run_id, returned(theirs, "from elsewhere"))
+        return "mine"
+
+    step = agent_service_pb2.StepRequest(client_tools=[tools_pb2.ClientToolSchema(name="other")])
+    script = [calls(("other", {}), ("get_secret_code", {"name": "Alice"})), says("Done.")]
+    async with talking(script, store) as (client, direct, _):
+        reach.append(direct)
+        stream = client.stream("Go", tools=[get_secret_code], step=step)
+        events = [event.raw async for event in stream]
+        assert durable(events) == durable(await direct.watch(stream.run_id))
+        assert event_kinds(events).count("tool_returns_accepted") == 2
 
 
 async def test_leaving_while_a_tool_is_executed_cancels_both(store: str) -> None:

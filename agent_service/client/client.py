@@ -183,7 +183,7 @@ class Conversation:
     def __init__(self, client: AgentClient, conversation_id: str, options: ConversationOptions) -> None:
         self._client = client
         self._conversation_id = conversation_id
-        self._options = options
+        self._options: ConversationOptions = {**options, "tools": tuple(options.get("tools", ()))}
         self._last: RunStream | None = None
 
     @property

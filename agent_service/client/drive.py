@@ -296,7 +296,9 @@ class Drive:
         self._settle(*self._answers)
         if answers:
             await asyncio.wait(answers, timeout=_LEAVE_SECONDS)
-        if not self._over and self._task.on_disconnect == pb.ON_DISCONNECT_CANCEL:
+        # An id that is refused because it is another run's must not end that run.
+        ours = self._task.fresh or self._reader.cursor > 0
+        if ours and not self._over and self._task.on_disconnect == pb.ON_DISCONNECT_CANCEL:
             request = run_service_pb2.CancelRunRequest(run_id=self._task.run_id)
             with suppress(grpc.aio.AioRpcError):  # it may not have started, or the service is away
                 await self._connection.open(self._connection.runs.CancelRun, request, Deadline(_LEAVE_SECONDS))
