@@ -154,10 +154,12 @@ async def test_calls_of_one_pause_are_executed_at_the_same_time(store: str) -> N
 
 
 async def test_returns_that_are_there_together_are_sent_together() -> None:
-    """One submit for calls that take no time."""
+    """One submit for calls that are done at nearly the same time."""
 
     async def echo(text: str) -> str:
         """Repeats."""
+        for _ in range("abc".index(text)):
+            await asyncio.sleep(0)
         return text
 
     script = [calls(*(("echo", {"text": text}) for text in "abc")), says("Done.")]
