@@ -13,6 +13,7 @@ from agentrpc.v1 import inbox_service_pb2 as inbox
 from agent_service.client import (
     Approve,
     Deny,
+    InvalidRequestError,
     ToolCall,
     ToolProgress,
     client_tool,
@@ -156,6 +157,23 @@ async def test_a_return_that_comes_too_late_is_dropped(store: str) -> None:
         result = await client.run("Code?", tools=[get_secret_code])
         assert result.text == "Done."
         assert list(upstream.requests[1].returns.values()) == ["from elsewhere"]
+
+
+async def test_a_return_that_is_refused_is_an_error_and_can_be_made_again(store: str) -> None:
+    """The run stays paused; `resume` executes the call with a tool that is put right."""
+    size = 5 << 20
+
+    def get_secret_code(name: str) -> str:
+        """Returns the secret code of a person."""
+        return name * size
+
+    async with talking([calls(("get_secret_code", {"name": "A"})), says("Done.")], store) as (client, _, upstream):
+        with pytest.raises(InvalidRequestError) as caught:
+            await client.run("Code?", tools=[get_secret_code], run_id="run_a")
+        assert caught.value.reason == "TOO_LARGE"
+        size = 3
+        assert (await client.resume("run_a", tools=[get_secret_code])).text == "Done."
+        assert list(upstream.requests[1].returns.values()) == ["AAA"]
 
 
 async def test_what_others_answer_meanwhile_is_seen(store: str) -> None:

@@ -77,7 +77,7 @@ class RefusedError(AgentClientError):
 
 
 class InvalidRequestError(RefusedError):
-    """The request is wrong: INVALID_ARGUMENT or OUT_OF_RANGE. `violations` names the fields."""
+    """The request is wrong: INVALID_ARGUMENT, OUT_OF_RANGE, or TOO_LARGE. `violations` names the fields."""
 
 
 class NotFoundError(RefusedError):
@@ -139,10 +139,12 @@ def refused(error: grpc.aio.AioRpcError) -> RefusedError:
     packed = trailers.get(_TRAILER, b"")
     told = details(packed if isinstance(packed, bytes) else b"")
     info, retry, bad = told.get("ErrorInfo"), told.get("RetryInfo"), told.get("BadRequest")
-    return _CLASSES.get(error.code(), RefusedError)(
+    reason = info.reason.removeprefix(_PREFIX) if info else ""
+    kind = InvalidRequestError if reason == "TOO_LARGE" else _CLASSES.get(error.code(), RefusedError)
+    return kind(
         error.details() or "the service gives no reason",
         code=error.code().name,
-        reason=info.reason.removeprefix(_PREFIX) if info else "",
+        reason=reason,
         metadata={entry.key: entry.value for entry in info.metadata} if info else None,
         violations=tuple(FieldViolation(v.field, v.description) for v in bad.field_violations) if bad else (),
         retry_after=retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9 if retry else None,
