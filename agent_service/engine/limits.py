@@ -39,5 +39,7 @@ class Limits:
     max_invalid_answers: int = 3
     max_tool_rules: int = 128
     max_parallel_tool_calls: int = 8
+    max_memory_agents: int = 16
+    max_memory_part_bytes: int = 64 * KIB
     watcher_queue_events: int = 4096
     context_cache_bytes: int = 64 * MIB

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from agent_service.domain.draft import Change, Draft, NewId, Snapshot
 from agent_service.domain.errors import AgentServiceError, StaleClaimError
 from agent_service.domain.event import Event
+from agent_service.domain.memory_work import DueWork
 from agent_service.domain.message import Message
 from agent_service.domain.moves import abandon
 from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCall, run_active
@@ -18,6 +19,7 @@ from agent_service.engine.store import Move, Publish, Standing, T
 from agent_service.stores import postgres_leases as leases
 from agent_service.stores import postgres_lists as lists
 from agent_service.stores import postgres_rows as rows
+from agent_service.stores import postgres_work as work_rows
 from agent_service.stores.errors import run_not_found
 from agent_service.stores.postgres_batches import Batches, Job, Told
 from agent_service.stores.postgres_database import POOL_SIZE, Connection, Database, Work
@@ -207,6 +209,14 @@ class PostgresStore:
     async def due_runs(self, limit: int) -> tuple[tuple[str, str], ...]:
         """See RunStore."""
         return await leases.due_runs(self.database, limit, self.hints.clock)
+
+    async def memory_work(self, limit: int) -> tuple[DueWork, ...]:
+        """See RunStore."""
+        return await work_rows.due_work(self.database, limit, self.hints.clock)
+
+    async def postpone(self, due: DueWork) -> None:
+        """See RunStore."""
+        await work_rows.postpone(self.database, due, self.hints.clock)
 
     async def trim_events(self, ended_before: int, limit: int) -> int:
         """See RunStore."""

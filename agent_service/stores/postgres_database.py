@@ -33,7 +33,7 @@ T = TypeVar("T")
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 Work = Callable[[Connection], Awaitable[T]]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """The last file in `postgres_schema/`; each file takes a database from the version before it."""
 POOL_SIZE = 10
 """Connections of one process, unless told otherwise."""

@@ -26,7 +26,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """The last file in `sqlite_schema/`; each file takes a database from the version before it."""
 BUSY_SECONDS = 5.0
 """How long a transaction waits for another process before the store counts as unavailable, unless told otherwise."""

@@ -13,7 +13,15 @@ from agentrpc.v1 import agents_pb2
 
 from agent_service.domain.errors import FieldViolation, invalid
 from agent_service.domain.message import Message
-from agent_service.domain.run import MESSAGE_ARGUMENT, MESSAGE_TOOL, AgentDefinition, AgentKind
+from agent_service.domain.run import (
+    DEFAULT_EVERY,
+    MESSAGE_ARGUMENT,
+    MESSAGE_TOOL,
+    AgentDefinition,
+    AgentKind,
+    MemoryPlan,
+    Sleeptime,
+)
 from agent_service.engine.agents import Agents
 from agent_service.engine.commands import Caller
 from agent_service.engine.limits import Limits
@@ -29,6 +37,7 @@ _KINDS = {
     agents_pb2.AGENT_KIND_UNSPECIFIED: AgentKind.LLM,
     agents_pb2.AGENT_KIND_LLM: AgentKind.LLM,
     agents_pb2.AGENT_KIND_RESPONDER: AgentKind.RESPONDER,
+    agents_pb2.AGENT_KIND_SLEEPTIME: AgentKind.SLEEPTIME,
 }
 ReadMessages = Callable[[int, int], Awaitable[tuple[Message, ...]]]
 _CHANGEABLE = (
@@ -39,6 +48,7 @@ _CHANGEABLE = (
     "message_tool",
     "message_argument",
     "tool_rules",
+    "sleeptime",
 )
 
 
@@ -189,6 +199,7 @@ class AgentRegistryServicer(pb_grpc.AgentRegistryServiceServicer):
             message_tool=agent.message_tool or MESSAGE_TOOL,
             message_argument=agent.message_argument or MESSAGE_ARGUMENT,
             tool_rules=reader.tool_rules(agent.tool_rules),
+            sleeptime=_sleeptime(reader, agent.sleeptime) if agent.HasField("sleeptime") else None,
         )
         if agent.kind not in _KINDS:
             reader.problems.add("agent.kind", f"{agent.kind} is not a value of AgentKind")
@@ -198,6 +209,14 @@ class AgentRegistryServicer(pb_grpc.AgentRegistryServiceServicer):
             reader.bounded(name, getattr(agent, name), 256)
         reader.done()
         return definition
+
+
+def _sleeptime(reader: Reader, value: agents_pb2.Sleeptime) -> Sleeptime:
+    path = "sleeptime."
+    ids = tuple(reader.id(f"{path}memory_agent_ids[{i}]", each) for i, each in enumerate(value.memory_agent_ids))
+    plan = MemoryPlan(ids, value.every or DEFAULT_EVERY)
+    foreground = reader.required_id(f"{path}foreground_agent_id", value.foreground_agent_id, "the agent that answers")
+    return Sleeptime(foreground, plan)
 
 
 def _mask(paths: list[str]) -> tuple[str, ...]:

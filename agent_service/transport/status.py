@@ -58,6 +58,7 @@ CODES: dict[Reason, grpc.StatusCode] = {
     Reason.CLAIM_LOST: _Code.ABORTED,
     Reason.QUEUE_FULL: _Code.RESOURCE_EXHAUSTED,
     Reason.RUN_NOT_INTERRUPTED: _Code.FAILED_PRECONDITION,
+    Reason.FOREGROUND_AGENT_NOT_FOUND: _Code.FAILED_PRECONDITION,
 }
 
 
