@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from agentrpc.v1 import agent_registry_service_pb2 as registry_pb
-from agentrpc.v1 import runs_pb2, tools_pb2
+from agentrpc.v1 import agents_pb2, runs_pb2, tools_pb2
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from agent_service.engine import upkeep
 from agent_service.engine.runs import Runs
@@ -173,9 +174,10 @@ async def test_a_memory_agent_has_one_memory_run_at_a_time(store: str) -> None:
     async with scripted(script, store) as (client, _):
         await client.create_agent("one", instructions="Hold.", model="keeper-model")
         await make_agents(client, keepers=("other",))
-        parts = {"foreground_agent_id": "clerk", "memory_agent_ids": ["one", "other"], "every": 1}
+        parts = agents_pb2.Sleeptime(foreground_agent_id="clerk", memory_agent_ids=["one", "other"], every=1)
+        changed = agents_pb2.Agent(agent_id="desk", sleeptime=parts)
         await client.registry.UpdateAgent(
-            registry_pb.UpdateAgentRequest(agent={"agent_id": "desk", "sleeptime": parts})
+            registry_pb.UpdateAgentRequest(agent=changed, update_mask=FieldMask(paths=["sleeptime"]))
         )
         runs = [*await talk(client, "a"), *await talk(client, "b"), *await talk(client, "c")]
         # When the other one has read all, this process has looked often enough.

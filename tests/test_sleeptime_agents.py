@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 from agentrpc.v1 import agent_registry_service_pb2 as registry_pb
-from agentrpc.v1 import agent_service_pb2, agents_pb2, server_service_pb2, tool_rules_pb2
+from agentrpc.v1 import agent_service_pb2, agents_pb2, server_service_pb2
 
 from agent_service.agents_file import read_agents
 from agent_service.settings import SettingsError
 from tests.modes import MODES, resume, start
+from tests.ruled import rule
 from tests.scripted_openai import calls, says
 from tests.service import SECRET, Client, canonical, refusal, returned, scripted, step, submit
 from tests.sleepers import answers, make_agents, memory_runs, reads
@@ -36,9 +37,10 @@ async def body(client: Client, request: agent_service_pb2.StepRequest) -> str:
 
 async def test_it_asks_the_model_as_its_foreground_agent_does(store: str) -> None:
     """Instructions, model, server tools, tool rules, client tools and response format are the same, byte for byte."""
-    rule = tool_rules_pb2.ToolRule(continue_run={"tool_name": "add"})
     async with scripted(answers, store, tools="tests.server_tools:add") as (client, _):
-        await make_agents(client, instructions="Be brief.", model="m-1", server_tools=["add"], tool_rules=[rule])
+        await make_agents(
+            client, instructions="Be brief.", model="m-1", server_tools=["add"], tool_rules=[rule(continue_run="add")]
+        )
         wanted = agent_service_pb2.ResponseFormat(schema_json='{"type":"object"}')
         bodies = [
             await body(client, step("Hi", SECRET, agent_id=agent_id, response_format=wanted))

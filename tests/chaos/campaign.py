@@ -17,11 +17,14 @@ from tests.chaos.fleet import Fleet, Setup, fleet
 from tests.chaos.journal import Journal
 from tests.chaos.killer import Killer
 from tests.chaos.line import Line, RefusedError, lines
+from tests.chaos.memory import cancel_some, prepare
 from tests.chaos.model import endpoint
 from tests.chaos.outages import Outages
 from tests.chaos.plans import turns
 from tests.chaos.talker import Talker
 from tests.service import connected
+
+_KILLS_PER_CANCEL = 8
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,13 @@ async def attack(setup: Setup, seed: int, size: Size) -> Attack:
         killer = Killer(servers, journal, Random(f"{seed}/kills"), size.kills, outages)
         try:
             await servers.start()
+            async with connected(servers.targets[0]) as client:
+                await prepare(client)
             async with lines(servers.targets, journal) as line_for:
                 await _load(line_for, killer, journal, seed, size)
             async with connected(servers.targets[-1]) as client:
-                evidence = await gather(client, sorted(journal.starts), upstream, setup.ledger)
+                started = sorted(journal.starts)
+                evidence = await gather(client, started, upstream, setup.ledger, size.patience_seconds)
         finally:
             await servers.stop()
     return Attack(journal, evidence, _crashes(servers), killer.done)
@@ -86,7 +92,7 @@ async def attack(setup: Setup, seed: int, size: Size) -> Attack:
 
 async def _load(line_for: Callable[[Random], Line], killer: Killer, journal: Journal, seed: int, size: Size) -> None:
     """Conversations, until there were enough of them and the kills are done; then all are brought to their end."""
-    killing = asyncio.ensure_future(killer.run())
+    killing = asyncio.ensure_future(_disturb(line_for, killer, seed, size))
     numbers = iter(range(1_000_000))
 
     async def talk_on() -> None:
@@ -99,6 +105,12 @@ async def _load(line_for: Callable[[Random], Line], killer: Killer, journal: Jou
         await asyncio.gather(killing, *(talk_on() for _ in range(size.at_once)))
     finally:
         killing.cancel()
+
+
+async def _disturb(line_for: Callable[[Random], Line], killer: Killer, seed: int, size: Size) -> None:
+    """All kills; and a memory run is cancelled every now and then."""
+    rng = Random(f"{seed}/memory")
+    await asyncio.gather(killer.run(), cancel_some(line_for(rng), rng, size.kills // _KILLS_PER_CANCEL))
 
 
 async def _converse(line_for: Callable[[Random], Line], number: int, journal: Journal, seed: int, size: Size) -> None:

@@ -6,14 +6,15 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
 
-from agentrpc.v1 import messages_pb2
+from agentrpc.v1 import messages_pb2, runs_pb2
 
 from tests.chaos.evidence import Evidence
 from tests.chaos.journal import Journal
-from tests.chaos.model import MARK, conversation_of, history_digest, usage_of
+from tests.chaos.model import MARK, conversation_of, history_digest, repeats_memory, usage_of
 from tests.scripted_openai import check_histories
 
 Messages = list[messages_pb2.Message]
+_COMPLETED = runs_pb2.RUN_STATUS_COMPLETED
 
 
 def the_endpoint_took_every_request(_: Journal, evidence: Evidence) -> Iterator[str]:
@@ -25,15 +26,17 @@ def the_endpoint_took_every_request(_: Journal, evidence: Evidence) -> Iterator[
 def requests_extend_each_other(_: Journal, evidence: Evidence) -> Iterator[str]:
     """Each request of a conversation repeats or extends the one before, with the same returns."""
     try:
-        check_histories(evidence.requests, conversation=conversation_of)
+        check_histories(evidence.requests, conversation=conversation_of, may_restart=repeats_memory)
     except AssertionError as error:
         yield from str(error).splitlines()
 
 
 def answers_are_stored_once(_: Journal, evidence: Evidence) -> Iterator[str]:
-    """No history has two stored answers, and each stored answer is one that the endpoint gave."""
+    """No history has two stored answers, and each stored answer is one that the endpoint gave. What a cancelled memory
+    run was given is given again."""
     sent = Counter(history_digest(request.history) for request in evidence.requests)
-    stored = [mark for run_id in evidence.runs for _, mark in _marks(evidence.messages_of(run_id))]
+    runs = (run_id for run_id, run in evidence.runs.items() if run_id not in evidence.parts or run.status == _COMPLETED)
+    stored = [mark for run_id in runs for _, mark in _marks(evidence.messages_of(run_id))]
     for digest, times in Counter(digest for digest, _ in stored).items():
         if times > 1:
             yield f"{times} answers to the history {digest} are stored"

@@ -202,7 +202,8 @@ class Talker:
 def _request(turn: Turn, conversation_id: str) -> agent_service_pb2.StepRequest:
     on_busy: Any = agent_service_pb2.OnBusy.Value(f"ON_BUSY_{turn.busy.upper() or 'REJECT'}")
     tool = BRIEF if turn.ending == "expire" else ASK
-    return step(turn.text, tool, run_id=turn.run_id, conversation_id=conversation_id, on_busy=on_busy)
+    where = {"agent_id": turn.agent_id, "conversation_id": conversation_id}
+    return step(turn.text, tool, run_id=turn.run_id, on_busy=on_busy, **where)
 
 
 def _watch(asked: WatchRunRequest, client: Client) -> Any:
