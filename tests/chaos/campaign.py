@@ -137,6 +137,7 @@ def _crashes(servers: Fleet) -> list[str]:
 def _counts(evidence: Evidence) -> Counter[str]:
     names = [runs_pb2.RunStatus.Name(run.status).removeprefix("RUN_STATUS_") for run in evidence.runs.values()]
     counts = Counter(f"runs {name.lower()}" for name in names)
+    counts["memory runs"] = len(evidence.parts)
     counts["model requests"] = len(evidence.requests)
     counts["server tools executed"] = sum(map(len, evidence.executions.values()))
     return counts

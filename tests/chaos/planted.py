@@ -21,7 +21,7 @@ from agent_service.domain.tool import Call, CallState
 from agent_service.domain.values import replace
 from agent_service.engine import leases, runs
 from agent_service.engine.store import Move
-from agent_service.stores import sqlite, sqlite_rows, sqlite_thread
+from agent_service.stores import sqlite, sqlite_rows, sqlite_thread, sqlite_work
 
 _COMMIT_SECONDS = 0.05
 
@@ -150,6 +150,16 @@ def started_tool_runs_again() -> None:
     patch(recovery, "_go_on", go_on_with_all)
 
 
+def read_when_begun() -> None:
+    """A part of a transcript counts as read as soon as its memory run begins."""
+    taken = sqlite_work.taken
+
+    def taken_and_read(work: Any, run: Any) -> Any:
+        return replace(taken(work, run), through_position=run.memory_part.through)
+
+    patch(sqlite_work, "taken", taken_and_read)
+
+
 BUGS: dict[str, Callable[[], None]] = {
     bug.__name__: bug
     for bug in (
@@ -162,6 +172,7 @@ BUGS: dict[str, Callable[[], None]] = {
         second_final_stop,
         doubled_resume,
         started_tool_runs_again,
+        read_when_begun,
     )
 }
 
