@@ -63,6 +63,8 @@ class Begun:
     part: MemoryPart
     reading: Reading
     interrupted: bool = False
+    holds: bool = True
+    """Whether it keeps its agent from having another one."""
 
 
 class MemoryMachine(RuleBasedStateMachine):
@@ -136,21 +138,23 @@ class MemoryMachine(RuleBasedStateMachine):
         if (conversation, AGENTS[0]) in self.readings:
             self.do(self.kept.registry.delete_conversation(TENANT, conversation))
             for agent in AGENTS:
-                del self.readings[conversation, agent]
+                gone = self.readings.pop((conversation, agent))
+                for begun in self.begun:
+                    begun.holds &= begun.reading is not gone or not begun.interrupted
 
     @rule(data=st.data())
     def look(self, data: st.DataObject) -> None:
         """What is due is found, hours later, and perhaps one memory run begins with it, or with a part of it."""
         self.kept.clock.now += HOURS
         found = self.do(self.kept.store.memory_work(ALL))
-        busy = {agent for (_, agent), reading in self.readings.items() if reading.run}
+        busy = {begun.part.memory_agent_id for begun in self.begun if begun.holds}
         due = {
             (conversation, reading.born, agent, reading.read, reading.due, reading.parent)
             for (conversation, agent), reading in self.readings.items()
             if reading.ready and agent not in busy
         }
         assert {_told(each) for each in found if not each.work.run_id} == due
-        interrupted = {b.run_id for b in self.begun if b.interrupted and b.reading in self.readings.values()}
+        interrupted = {b.run_id for b in self.begun if b.interrupted and self._known(b)}
         assert {each.work.run_id for each in found if each.work.run_id} == interrupted
         idle = [each for each in found if not each.work.run_id]
         self.seen += idle
@@ -172,7 +176,7 @@ class MemoryMachine(RuleBasedStateMachine):
         self.numbers += 1
         run_id = f"mem_{self.numbers}"
         reading = self.readings.get(key)
-        busy = any(r.run for (_, agent), r in self.readings.items() if agent == work.memory_agent_id)
+        busy = any(begun.holds for begun in self.begun if begun.part.memory_agent_id == work.memory_agent_id)
         allowed = (
             reading is not None
             and not busy
@@ -203,6 +207,7 @@ class MemoryMachine(RuleBasedStateMachine):
             reading.tries += 1
         if end == "interrupted":
             begun.interrupted = True
+            begun.holds = self._known(begun)
         else:
             self._over(begun)
 
@@ -224,6 +229,10 @@ class MemoryMachine(RuleBasedStateMachine):
                 self.do(self.kept.registry.delete_conversation(TENANT, f"conv_{begun.run_id}"))
         begun.reading.tries += 1
         self._over(begun)
+
+    def _known(self, begun: Begun) -> bool:
+        """Whether the conversation that a memory run is about is still there."""
+        return any(reading is begun.reading for reading in self.readings.values())
 
     def _over(self, begun: Begun) -> None:
         self.begun.remove(begun)

@@ -166,7 +166,5 @@ async def _described(url: str) -> list[tuple[Any, ...]]:
             "WHERE table_schema = 'agent_service' ORDER BY 1, 2",
         ),
         *await rows(url, "SELECT indexdef FROM pg_indexes WHERE schemaname = 'agent_service' ORDER BY 1"),
-        *await rows(
-            store, "SELECT tgrelid::regclass::text, tgname FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1, 2"
-        ),
+        *await rows(url, "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1"),
     ]

@@ -99,6 +99,12 @@ def stopped(work: MemoryWork, run: Run, now: int) -> MemoryWork:
     return work
 
 
+def holds(status: RunStatus) -> bool:
+    """Whether a memory run about a deleted conversation still keeps its agent from beginning another one. None that is
+    INTERRUPTED, as nobody retries it."""
+    return status.active
+
+
 def put_off(work: MemoryWork, now: int) -> MemoryWork:
     """It failed once more, and is tried again after a while; at the end of the next n-th run if it fails for good."""
     tries = work.tries + 1

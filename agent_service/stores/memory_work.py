@@ -10,6 +10,7 @@ from agent_service.domain.memory_work import (
     MemoryWork,
     WorkTakenError,
     completed,
+    holds,
     put_off,
     stopped,
     taken,
@@ -26,6 +27,8 @@ class Works:
     def __init__(self, born: Callable[[str, str], int]) -> None:
         self._born = born
         self._rows: dict[_Key, MemoryWork] = {}
+        self._held: dict[tuple[str, str], str] = {}
+        """Memory agents by their runs about deleted conversations, by tenant and id."""
 
     def note_stop(self, tenant: str, change: Change) -> None:
         """A run stopped whose conversation memory agents read, or that is the run of one."""
@@ -38,6 +41,8 @@ class Works:
         if run.memory_part is not None:
             for key, work in self._of_run(tenant, run.run_id):
                 self._rows[key] = stopped(work, run, now)
+            if not holds(run.status):
+                self._held.pop((tenant, run.run_id), None)
 
     def take(self, tenant: str, run: Run) -> None:
         """The memory run starts. Raises WorkTakenError."""
@@ -67,9 +72,13 @@ class Works:
         if self._rows.get(key) == due.work:
             self._rows[key] = put_off(due.work, now)
 
-    def forget(self, tenant: str, conversation_id: str) -> None:
-        """The conversation is deleted."""
-        self._rows = {key: work for key, work in self._rows.items() if key[:2] != (tenant, conversation_id)}
+    def forget(self, tenant: str, conversation_id: str, run: Callable[[str, str], Run]) -> None:
+        """The conversation is deleted. A memory run about it goes on."""
+        gone = {key: work for key, work in self._rows.items() if key[:2] == (tenant, conversation_id)}
+        for key, work in gone.items():
+            del self._rows[key]
+            if work.run_id and holds(run(tenant, work.run_id).status):
+                self._held[tenant, work.run_id] = key[2]
 
     def release(self, tenant: str, run_id: str, now: int) -> None:
         """A memory run is deleted with its conversation before it was settled."""
@@ -80,4 +89,6 @@ class Works:
         return iter([(key, work) for key, work in self._rows.items() if (key[0], work.run_id) == (tenant, run_id)])
 
     def _busy(self, key: _Key) -> bool:
-        return any((k[0], k[2]) == (key[0], key[2]) and work.run_id for k, work in self._rows.items())
+        under_way = [(k[0], k[2]) for k, work in self._rows.items() if work.run_id]
+        held = [(tenant, agent_id) for (tenant, _), agent_id in self._held.items()]
+        return (key[0], key[2]) in (*under_way, *held)

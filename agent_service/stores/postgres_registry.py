@@ -22,7 +22,7 @@ from agent_service.stores.postgres_database import Connection
 from agent_service.stores.postgres_hints import CLOCK
 from agent_service.stores.postgres_lists import load_conversation_value, load_conversations
 from agent_service.stores.postgres_rows import column, delete_runs
-from agent_service.stores.postgres_work import release
+from agent_service.stores.postgres_work import forget
 
 if TYPE_CHECKING:
     from agent_service.stores.postgres_rows import Reader
@@ -137,8 +137,7 @@ class PostgresRegistry:
                 if RunStatus(status).active:
                     raise run_active("conversation_id", run_id, RunStatus(status))
             now = await self._now(db)
-            await release(db, tenant, [run_id for _, run_id, _ in runs], now)
-            await db.execute("DELETE FROM memory_work WHERE conversation_key = $1", key)
+            await forget(db, tenant, key, [run_id for _, run_id, _ in runs], now)
             await delete_runs(db, [run_key for run_key, _, _ in runs], now)
             await db.execute("DELETE FROM messages WHERE conversation_key = $1", key)
             await db.execute("DELETE FROM conversations WHERE conversation_key = $1", key)

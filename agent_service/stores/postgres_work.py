@@ -15,6 +15,7 @@ from agent_service.domain.memory_work import (
     MemoryWork,
     WorkTakenError,
     completed,
+    holds,
     put_off,
     stopped,
     taken,
@@ -46,6 +47,15 @@ async def note_stops(db: Connection, writes: Sequence[Written]) -> None:
     for tenant, _, conversation_key, change in writes:
         _note(rows, tenant, conversation_key, change)
     await _put(db, rows)
+    over = [w.change.run.run_id for w in writes if not holds(w.change.run.status)]
+    if own and over:
+        await db.execute(
+            "DELETE FROM memory_work w USING runs r WHERE w.run_id <> '' AND w.run_id = ANY($1::text[]) "
+            "AND w.conversation_key IS NULL AND r.run_key = ANY($2::bigint[]) AND r.tenant = w.tenant "
+            "AND r.run_id = w.run_id",
+            over,
+            [w.run_key for w in writes],
+        )
 
 
 def _note(rows: _Rows, tenant: str, conversation_key: int, change: Change) -> None:
@@ -86,10 +96,22 @@ async def take(db: Connection, tenant: str, run: Run) -> None:
     await _put(db, {_Key(found[0], part.memory_agent_id): (tenant, work)})
 
 
-async def release(db: Connection, tenant: str, run_ids: Collection[str], now: int) -> None:
-    """Memory runs are deleted with their conversation before they were settled."""
-    rows = await _lock(db, [], run_ids)
-    await _put(db, {k: (t, put_off(work.without_run, now)) for k, (t, work) in rows.items() if t == tenant})
+async def forget(db: Connection, tenant: str, conversation_key: int, run_ids: Collection[str], now: int) -> None:
+    """A conversation is deleted with its runs, of which those of memory agents may not have been settled. A memory run
+    about it goes on."""
+    rows = await _lock(db, [conversation_key], run_ids)
+    settled = {k: each for k, each in rows.items() if (each[0], each[1].run_id in run_ids) == (tenant, True)}
+    await _put(db, {key: (owner, put_off(work.without_run, now)) for key, (owner, work) in settled.items()})
+    about = await db.fetch(
+        "SELECT r.run_id, r.status FROM memory_work w JOIN runs r USING (tenant, run_id) WHERE w.conversation_key = $1",
+        conversation_key,
+    )
+    await db.execute(
+        "UPDATE memory_work SET conversation_key = NULL WHERE conversation_key = $1 AND run_id = ANY($2::text[])",
+        conversation_key,
+        [run_id for run_id, status in about if holds(RunStatus(status))],
+    )
+    await db.execute("DELETE FROM memory_work WHERE conversation_key = $1", conversation_key)
 
 
 async def postpone(database: Database, due: DueWork, clock: int | None) -> None:
@@ -141,7 +163,8 @@ async def _lock(db: Connection, conversation_keys: Collection[int], run_ids: Col
     """The work about these conversations, and that of which these are memory runs, of any tenant."""
     found = await db.fetch(
         f"SELECT w.tenant, w.conversation_key, {WORK_COLUMNS} FROM memory_work w "
-        "WHERE conversation_key = ANY($1::bigint[]) OR (run_id <> '' AND run_id = ANY($2::text[])) "
+        "WHERE conversation_key = ANY($1::bigint[]) "
+        "OR (conversation_key IS NOT NULL AND run_id <> '' AND run_id = ANY($2::text[])) "
         "ORDER BY conversation_key, memory_agent_id FOR UPDATE",
         list(conversation_keys),
         list(run_ids),

@@ -12,6 +12,7 @@ from agent_service.domain.memory_work import (
     MemoryWork,
     WorkTakenError,
     completed,
+    holds,
     put_off,
     stopped,
     taken,
@@ -34,6 +35,11 @@ def note_stop(db: sqlite3.Connection, tenant: str, conversation_key: int, change
     if run.memory_part is not None:
         for key, work in _of_runs(db, tenant, [run.run_id]):
             _put(db, tenant, key, stopped(work, run, now))
+        if not holds(run.status):
+            db.execute(
+                "DELETE FROM memory_work WHERE tenant = ? AND run_id = ? AND run_id <> '' AND conversation_key IS NULL",
+                (tenant, run.run_id),
+            )
 
 
 def take(db: sqlite3.Connection, tenant: str, run: Run) -> None:
@@ -54,10 +60,23 @@ def take(db: sqlite3.Connection, tenant: str, run: Run) -> None:
     _put(db, tenant, row[0], work)
 
 
-def release(db: sqlite3.Connection, tenant: str, run_ids: Collection[str], now: int) -> None:
-    """Memory runs are deleted with their conversation before they were settled."""
+def forget(db: sqlite3.Connection, tenant: str, conversation_key: int, run_ids: Collection[str], now: int) -> None:
+    """A conversation is deleted with its runs, of which those of memory agents may not have been settled. A memory run
+    about it goes on."""
     for key, work in _of_runs(db, tenant, run_ids):
         _put(db, tenant, key, put_off(work.without_run, now))
+    about = db.execute(
+        "SELECT r.run_id, r.status FROM memory_work w JOIN runs r ON r.tenant = w.tenant AND r.run_id = w.run_id "
+        "WHERE w.conversation_key = ?",
+        (conversation_key,),
+    ).fetchall()
+    for run_id, status in about:
+        if holds(RunStatus(status)):
+            db.execute(
+                "UPDATE memory_work SET conversation_key = NULL WHERE conversation_key = ? AND run_id = ?",
+                (conversation_key, run_id),
+            )
+    db.execute("DELETE FROM memory_work WHERE conversation_key = ?", (conversation_key,))
 
 
 def postpone(db: sqlite3.Connection, due: DueWork, now: int) -> None:
@@ -101,7 +120,7 @@ def _find(db: sqlite3.Connection, conversation_key: int, agent_id: str) -> Memor
 def _of_runs(db: sqlite3.Connection, tenant: str, run_ids: Collection[str]) -> list[tuple[int, MemoryWork]]:
     rows = db.execute(
         f"SELECT conversation_key, {WORK_COLUMNS} FROM json_each(?2) CROSS JOIN memory_work w "
-        "ON w.tenant = ?1 AND w.run_id = value AND w.run_id <> ''",
+        "ON w.tenant = ?1 AND w.run_id = value AND w.run_id <> '' WHERE conversation_key IS NOT NULL",
         (tenant, codec.encode(list(run_ids))),
     ).fetchall()
     return [(row[0], MemoryWork(*row[1:])) for row in rows]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agent_service.cli import main
-from agent_service.domain import moves, recovery, submit
+from agent_service.domain import memory_work, moves, recovery, submit
 from agent_service.domain.draft import Draft, Receipt
 from agent_service.domain.event import Event, RunStopped
 from agent_service.domain.run import Claim, Pinned, RunStatus
@@ -152,7 +152,7 @@ def started_tool_runs_again() -> None:
 
 def read_when_begun() -> None:
     """A part of a transcript counts as read as soon as its memory run begins."""
-    taken = sqlite_work.taken
+    taken = memory_work.taken
 
     def taken_and_read(work: Any, run: Any) -> Any:
         return replace(taken(work, run), through_position=run.memory_part.through)

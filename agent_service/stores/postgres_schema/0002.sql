@@ -4,9 +4,10 @@
 ALTER TABLE runs ADD COLUMN parent_run_id text COLLATE "C" NOT NULL DEFAULT '';
 CREATE INDEX runs_of_parent ON runs (tenant, parent_run_id, create_time, run_id) WHERE parent_run_id <> '';
 
+-- Without a conversation it only says that the memory run about a deleted one is under way.
 CREATE TABLE memory_work (
     tenant text NOT NULL,
-    conversation_key bigint NOT NULL REFERENCES conversations,
+    conversation_key bigint REFERENCES conversations,
     memory_agent_id text COLLATE "C" NOT NULL,
     finished bigint NOT NULL,
     through_position bigint NOT NULL,
@@ -15,7 +16,7 @@ CREATE TABLE memory_work (
     run_id text COLLATE "C" NOT NULL,
     tries bigint NOT NULL,
     not_before bigint NOT NULL,
-    PRIMARY KEY (conversation_key, memory_agent_id)
+    UNIQUE (conversation_key, memory_agent_id)
 );
 
 -- At most one memory run of a memory agent is under way.

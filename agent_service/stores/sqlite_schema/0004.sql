@@ -4,9 +4,10 @@
 ALTER TABLE runs ADD COLUMN parent_run_id TEXT NOT NULL DEFAULT '';
 CREATE INDEX runs_of_parent ON runs (tenant, parent_run_id, create_time, run_id) WHERE parent_run_id <> '';
 
+-- Without a conversation it only says that the memory run about a deleted one is under way.
 CREATE TABLE memory_work (
     tenant TEXT NOT NULL,
-    conversation_key INTEGER NOT NULL REFERENCES conversations,
+    conversation_key INTEGER REFERENCES conversations,
     memory_agent_id TEXT NOT NULL,
     finished INTEGER NOT NULL,
     through_position INTEGER NOT NULL,
@@ -15,8 +16,8 @@ CREATE TABLE memory_work (
     run_id TEXT NOT NULL,
     tries INTEGER NOT NULL,
     not_before INTEGER NOT NULL,
-    PRIMARY KEY (conversation_key, memory_agent_id)
-) STRICT, WITHOUT ROWID;
+    UNIQUE (conversation_key, memory_agent_id)
+) STRICT;
 
 -- At most one memory run of a memory agent is under way.
 CREATE UNIQUE INDEX memory_work_under_way ON memory_work (tenant, memory_agent_id) WHERE run_id <> '';
