@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from agent_service.domain.errors import Reason
 from agent_service.domain.memory_work import DueWork, WorkTakenError
@@ -30,7 +30,6 @@ from tests.stored import emptied
 T = TypeVar("T")
 AGENTS = ("keeper", "other")
 CONVERSATIONS = ("conv_a", "conv_b")
-EVERY = 2
 TRIES = 12
 HOURS = 2 * 3600 * 10**9
 """Longer than any delay between two tries."""
@@ -76,6 +75,7 @@ class MemoryMachine(RuleBasedStateMachine):
         self.stack = AsyncExitStack()
         self.kept = self.loop.run_until_complete(self._open(store))
         self.numbers = 0
+        self.every = 0
         self.readings: dict[tuple[str, str], Reading] = {}
         self.begun: list[Begun] = []
         self.seen: list[DueWork] = []
@@ -95,6 +95,11 @@ class MemoryMachine(RuleBasedStateMachine):
         self.loop.run_until_complete(self.stack.aclose())
         self.loop.close()
 
+    @initialize(every=st.sampled_from((1, 1, 2)))
+    def plan(self, every: int) -> None:
+        """After how many runs memory agents read."""
+        self.every = every
+
     @rule(
         conversation=st.sampled_from(CONVERSATIONS),
         end=st.sampled_from(("completed", "completed", "completed", "failed", "cancelled", "interrupted")),
@@ -104,7 +109,7 @@ class MemoryMachine(RuleBasedStateMachine):
         self.numbers += 1
         run_id = f"run_{self.numbers}"
         made = self.do(self.kept.registry.create_conversation(TENANT, conversation, {}))
-        self.do(self.kept.start(run_id, conversation, memory_plan=MemoryPlan(AGENTS, EVERY)))
+        self.do(self.kept.start(run_id, conversation, memory_plan=MemoryPlan(AGENTS, self.every)))
         if end != "completed":
             self._stop(run_id, end)
             return
@@ -114,7 +119,7 @@ class MemoryMachine(RuleBasedStateMachine):
 
     def _count(self, reading: Reading, run_id: str, last: int) -> None:
         reading.finished += 1
-        if reading.finished < EVERY:
+        if reading.finished < self.every:
             return
         reading.finished, reading.due, reading.parent = 0, last, run_id
         if not reading.run and reading.tries >= TRIES:

@@ -46,9 +46,9 @@ async def parts_read(client: Client, conversation_id: str, agent_id: str = KEEPE
 
 async def whole(client: Client, conversation_id: str, agent_id: str = KEEPER) -> None:
     """Returns once all of a conversation was read; each message must have been read once."""
-    last = (await client.get_conversation(conversation_id)).message_count
     async with asyncio.timeout(30):
         while True:
+            last = (await client.get_conversation(conversation_id)).message_count
             parts = await parts_read(client, conversation_id, agent_id)
             assert all(end + 1 == begin for (_, end), (begin, _) in pairwise(parts)), parts
             if parts and parts[-1][1] == last:
