@@ -6,9 +6,10 @@ starts, that it stops. So between two of them there is no moment at which a part
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from agent_service.domain.run import MemoryPlan, Run, RunStatus
+from agent_service.domain.values import replace
 
 MAX_TRIES = 12
 """After so many failures in a row a part waits for the end of the next n-th run."""
