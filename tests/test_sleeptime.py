@@ -12,6 +12,7 @@ from agentrpc.v1 import agents_pb2, runs_pb2, tools_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from agent_service.domain.memory_work import MAX_TRIES
 from agent_service.engine import upkeep
 from agent_service.engine.runs import Runs
 from tests.scripted_openai import Gate, Reply, Request, calls, fails, gated, says
@@ -235,6 +236,23 @@ async def test_an_interrupted_memory_run_goes_on_by_itself(store: str, clock: Cl
         (done,) = await memory_runs(client, 1)
         assert (done.run_id, done.steps_taken) == (away.run_id, 1)
         assert await ranges(client, [done]) == [(1, 2)]
+
+
+async def test_a_memory_run_that_is_interrupted_again_and_again_is_given_up(store: str, clock: Clock) -> None:
+    """It is FAILED then, so that its agent can read other conversations; its part is read with the next n-th run."""
+    async with scripted(Once(*(fails(503) for _ in range(MAX_TRIES))), store) as (client, _):
+        await make_agents(client)
+        (first,) = await talk(client, "a")
+        for attempts in range(1, MAX_TRIES + 1):
+            (run,) = await memory_runs(client, 1, status=INTERRUPTED)
+            while run.model_attempts < attempts or run.status != INTERRUPTED:
+                run = await client.run(run.run_id)
+            clock.now += 360 * DELAY
+        (failed,) = await memory_runs(client, 1, status=FAILED)
+        assert failed.model_attempts == MAX_TRIES
+        clock.now += 1
+        await talk(client, "b", conversation_id=first.conversation_id)
+        assert await ranges(client, await memory_runs(client, 1)) == [(1, 2), (1, 4)]
 
 
 async def test_a_cancelled_memory_run_is_repeated(store: str, clock: Clock) -> None:
