@@ -89,6 +89,16 @@ async def test_a_memory_agent_reads_each_part_after_every_nth_run(store: str) ->
         assert [run.run_id for run in (await client.list_runs(parent_run_id=runs[1].run_id)).runs] == [first.run_id]
 
 
+async def test_a_memory_run_begins_at_once(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As soon as the run is over, and the next one as soon as that before it is: nobody waits for a look."""
+    monkeypatch.setattr(upkeep, "SWEEP_SECONDS", 3600)
+    async with scripted(answers, store) as (client, _):
+        await make_agents(client)
+        await talk(client, "a")
+        await talk(client, "b")
+        await memory_runs(client, 2)
+
+
 async def test_only_runs_that_are_completed_count(store: str) -> None:
     """Not one that is paused and cancelled, fails, or expires; what was said in these is part of the transcript."""
     ask = calls(("get_secret_code", {"name": "Alice"}))
@@ -312,17 +322,24 @@ async def test_a_large_part_is_given_in_pieces(store: str) -> None:
 
 
 async def test_the_work_of_a_deleted_memory_agent_waits(store: str, clock: Clock) -> None:
-    """It holds up no other one, and is done when the agent is there again."""
+    """It holds up no other work, and is done some time after the agent is there again."""
     async with scripted(answers, store) as (client, _):
         await make_agents(client, keepers=("gone", "here"))
         await client.registry.DeleteAgent(registry_pb.DeleteAgentRequest(agent_id="gone"))
-        (run,) = await talk(client, "a")
+        (first,) = await talk(client, "a")
         await memory_runs(client, 1, agent_id="here")
+        await talk(client, "b")
+        # A look comes after the one before it: that has put off what the first run made due.
+        await memory_runs(client, 2, agent_id="here")
         assert not (await client.list_runs(agent_id="gone")).runs
         await client.create_agent("gone", model="keeper-model")
+        clock.now += 1
+        await talk(client, "c")
+        early = await memory_runs(client, 1, agent_id="gone")
+        assert first.run_id not in {run.parent_run_id for run in early}
         clock.now += DELAY
-        (late,) = await memory_runs(client, 1, agent_id="gone")
-        assert late.parent_run_id == run.run_id
+        runs = await memory_runs(client, 3, agent_id="gone")
+        assert first.run_id in {run.parent_run_id for run in runs}
 
 
 async def test_a_deleted_conversation_is_read_no_more(store: str) -> None:
