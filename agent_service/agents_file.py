@@ -1,4 +1,4 @@
-"""Agents from a TOML file: `[agents.NAME]` tables, read once at the start."""
+"""Agents and memory blocks from a TOML file: `[agents.NAME]` and `[memory_blocks.NAME]`, read once at the start."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from agent_service.domain.memory import MemoryBlock
+from agent_service.domain.memory import problems as block_problems
+from agent_service.domain.policy import DEFAULT_KEEP, DEFAULT_THRESHOLD, ContextPolicy, Strategy
+from agent_service.domain.policy import problems as problems_of_policy
 from agent_service.domain.rules import NextTool, RuleKind, ToolRule, problems
 from agent_service.domain.run import (
     DEFAULT_EVERY,
@@ -21,6 +25,7 @@ from agent_service.domain.run import (
     Sleeptime,
 )
 from agent_service.engine.limits import Limits
+from agent_service.engine.memory_tools import MEMORY_TOOLS
 from agent_service.engine.sleeptime import named, wrong_kind
 from agent_service.engine.sleeptime import problems as problems_of_sleeptime
 from agent_service.settings import SettingsError
@@ -88,6 +93,15 @@ class _Rule(_Table):
     requires_approval: _Tool | None = None
 
 
+class _Context(_Table):
+    window_tokens: int = 0
+    strategy: Strategy = Strategy.SUMMARY
+    threshold: float = DEFAULT_THRESHOLD
+    keep: float = DEFAULT_KEEP
+    summary_prompt: str = ""
+    summary_model: str = ""
+
+
 class _Agent(_Table):
     kind: AgentKind = AgentKind.LLM
     description: str = ""
@@ -100,6 +114,8 @@ class _Agent(_Table):
     foreground: str = ""
     memory_agents: tuple[str, ...] = ()
     every: int = DEFAULT_EVERY
+    memory_blocks: tuple[str, ...] = ()
+    context: _Context = Field(default_factory=_Context)
     default: bool = False
 
     @property
@@ -110,12 +126,21 @@ class _Agent(_Table):
         return Sleeptime(self.foreground, MemoryPlan(self.memory_agents, self.every))
 
 
+class _Block(_Table):
+    label: str = ""
+    value: str = ""
+    description: str = ""
+    limit: int = 0
+    read_only: bool = False
+
+
 class _File(_Table):
+    memory_blocks: dict[str, _Block] = Field(default_factory=dict)
     agents: dict[str, _Agent] = Field(default_factory=dict)
     mcp_servers: dict[str, Any] = Field(default_factory=dict)
 
 
-_APART = {"default", "tool_rules", "foreground", "memory_agents", "every"}
+_APART = {"default", "tool_rules", "memory_blocks", "context", "foreground", "memory_agents", "every"}
 """Keys of an agent that are no fields of a definition."""
 
 
@@ -141,16 +166,57 @@ def read_agents(path: Path, server_tools: tuple[str, ...]) -> tuple[tuple[AgentD
     found = file.agents
     for agent_id, agent in found.items():
         _check(path, agent_id, agent, server_tools, tuple(file.mcp_servers))
+        _check_blocks(path, agent_id, agent, file.memory_blocks)
     rules = {agent_id: _rules(f"agents_file: {path}: agents.{agent_id}.tool_rules", a) for agent_id, a in found.items()}
     marked = [agent_id for agent_id, agent in found.items() if agent.default]
     if len(marked) > 1:
         raise SettingsError(f"agents_file: {path}: more than one agent is marked as default: {', '.join(marked)}")
     agents = tuple(
-        AgentDefinition(agent_id=i, tool_rules=rules[i], sleeptime=agent.sleeptime, **agent.model_dump(exclude=_APART))
+        AgentDefinition(
+            agent_id=i,
+            tool_rules=rules[i],
+            memory_block_ids=agent.memory_blocks,
+            context=ContextPolicy(**agent.context.model_dump()),
+            sleeptime=agent.sleeptime,
+            **agent.model_dump(exclude=_APART),
+        )
         for i, agent in found.items()
     )
     _check_sleeptime(path, agents)
     return agents, "".join(marked)
+
+
+def read_memory_blocks(path: Path, limits: Limits) -> tuple[MemoryBlock, ...]:
+    """The memory blocks of the file. Raises SettingsError with what to change."""
+    return tuple(_block(path, i, block, limits) for i, block in read_toml(path, _File).memory_blocks.items())
+
+
+def _block(path: Path, block_id: str, table: _Block, limits: Limits) -> MemoryBlock:
+    where = f"agents_file: {path}: memory_blocks.{block_id}"
+    if not _ID.fullmatch(block_id):
+        raise SettingsError(f"{where}: the name is not 1 to 64 of A-Z a-z 0-9 . _ : -")
+    label, limit = table.label or block_id, table.limit or limits.default_memory_block_limit
+    block = MemoryBlock(block_id, label, table.value, table.description, limit, table.read_only)
+    found = block_problems(block, limits.max_memory_block_limit, limits.max_memory_description_bytes)
+    for field, problem in found:
+        raise SettingsError(f"{where}.{field}: {problem}")
+    return block
+
+
+def _check_blocks(path: Path, agent_id: str, agent: _Agent, blocks: dict[str, _Block]) -> None:
+    where = f"agents_file: {path}: agents.{agent_id}.memory_blocks"
+    most = Limits().max_memory_blocks
+    if len(agent.memory_blocks) > most:
+        raise SettingsError(f"{where}: {len(agent.memory_blocks)} memory blocks; at most {most} are allowed")
+    labels: dict[str, str] = {}
+    for name in agent.memory_blocks:
+        if name not in blocks:
+            known = ", ".join(blocks) or "none"
+            raise SettingsError(f"{where}: no memory block '{name}' in this file; its memory blocks: {known}")
+        label = blocks[name].label or name
+        if label in labels:
+            raise SettingsError(f"{where}: '{labels[label]}' and '{name}' have the same label, '{label}'")
+        labels[label] = name
 
 
 def _check(path: Path, agent_id: str, agent: _Agent, server_tools: tuple[str, ...], mcp: tuple[str, ...]) -> None:
@@ -160,10 +226,17 @@ def _check(path: Path, agent_id: str, agent: _Agent, server_tools: tuple[str, ..
     for field in ("server_tools", "tool_rules"):
         if agent.kind is AgentKind.RESPONDER and getattr(agent, field):
             raise SettingsError(f"{where}.{field}: a responder has no tools")
+    policy = ContextPolicy(**agent.context.model_dump())
+    for name, problem in problems_of_policy(policy, Limits().max_summary_prompt_bytes):
+        raise SettingsError(f"{where}.context.{name}: {problem}")
     # An MCP server lists what it likes, when it likes: a name that it does not have now is no reason not to start.
-    unknown = [name for name in agent.server_tools if name not in server_tools and not _of_one(name, mcp)]
+    unknown = [
+        name
+        for name in agent.server_tools
+        if name not in server_tools and name not in MEMORY_TOOLS and not _of_one(name, mcp)
+    ]
     if unknown:
-        known = ", ".join((*server_tools, *(f"{server}_..." for server in mcp))) or "none"
+        known = ", ".join((*server_tools, *(f"{server}_..." for server in mcp), *MEMORY_TOOLS))
         raise SettingsError(f"{where}.server_tools: no server tool '{unknown[0]}'; known: {known}")
     doubled = next((name for name in agent.server_tools if agent.server_tools.count(name) > 1), None)
     if doubled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Coroutine
 from typing import Any, cast
@@ -21,6 +22,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command; the exit code is 0 for success, 1 for what went wrong, 2 for bad usage."""
     arguments = vars(_parser().parse_args(argv))
     command = arguments.pop("command")
+    if command in ("serve", "demo") and importlib.util.find_spec("pydantic_settings") is None:
+        return _fail("this needs the server; install it: pip install 'agent-service[server]'")
     if command == "demo":
         from agent_service.demo import run_demo
 

@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from agent_service.domain.policy import MAX_WINDOW_TOKENS
 from agent_service.engine.limits import Limits
 from agent_service.engine.model import ToolMode
 from agent_service.stores.urls import is_postgres, problem_of, without_password
@@ -75,10 +76,18 @@ class Settings(BaseSettings):
     model_max_retries: int = Field(2, ge=0, le=10, description="Retries of a model request before its answer begins.")
     model_connect_seconds: float = Field(10.0, gt=0, description="Time for a connection to the model endpoint.")
     model_silence_seconds: float = Field(300.0, gt=0, description="Longest silence of the model endpoint.")
+    context_window_tokens: int = Field(
+        0,
+        ge=0,
+        le=MAX_WINDOW_TOKENS,
+        description="Tokens that the model takes in one request, for agents that do not say; 0 means unknown: "
+        "conversations are compacted only when the endpoint refuses one as too long.",
+    )
     instructions: str = Field(DEFAULT_INSTRUCTIONS, description="System prompt of the default agents.")
     agents_file: Path | None = Field(
         None,
-        description="TOML file of MCP servers, and of agents besides or in place of 'default' and 'responder'.",
+        description="TOML file of MCP servers, of memory blocks, and of agents besides or in place of 'default' and "
+        "'responder'.",
     )
     tools: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Server tools: module paths 'package.module' or 'package.module:function', comma-separated."

@@ -9,12 +9,14 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
-from agent_service.agents_file import read_agents
+from agent_service.agents_file import read_agents, read_memory_blocks
+from agent_service.domain.errors import AgentServiceError, Reason
 from agent_service.domain.event import Event
+from agent_service.domain.memory import MemoryBlock
 from agent_service.domain.run import AgentDefinition, AgentKind, Owner
 from agent_service.engine.agents import Agents
 from agent_service.engine.commands import Caller
@@ -23,6 +25,7 @@ from agent_service.engine.hub import Hub
 from agent_service.engine.inbox import Inbox
 from agent_service.engine.loop import Parts
 from agent_service.engine.memory_runs import MemoryRuns
+from agent_service.engine.memory_tools import MEMORY_TOOLS
 from agent_service.engine.model import ModelClient, ModelError, ToolMode
 from agent_service.engine.registry import Registry
 from agent_service.engine.runs import Runs
@@ -181,7 +184,7 @@ def _configured_agents(settings: Settings, tools: _Tools) -> tuple[AgentDefiniti
     )
     named, marked = read_agents(settings.agents_file, tools.by_default) if settings.agents_file else ((), "")
     for agent in named:
-        unknown = [name for name in agent.server_tools if tools.all.schema(name) is None]
+        unknown = [n for n in agent.server_tools if tools.all.schema(n) is None and n not in MEMORY_TOOLS]
         if unknown:
             log.warning("agent.unknown_tools", agent_id=agent.agent_id, tools=unknown)
     taken = {definition.agent_id for definition in named}
@@ -189,11 +192,24 @@ def _configured_agents(settings: Settings, tools: _Tools) -> tuple[AgentDefiniti
     return tuple(sorted(agents, key=lambda definition: definition.agent_id != (marked or "default")))
 
 
+async def _make_blocks(registry: Registry, blocks: tuple[MemoryBlock, ...]) -> None:
+    """The memory blocks of the agents file, where there is none of the id: agents may have changed it since.
+
+    Raises StartError.
+    """
+    for block in blocks:
+        try:
+            await registry.create_block(DEFAULT_TENANT, block)
+        except AgentServiceError as error:
+            if error.reason is not Reason.MEMORY_BLOCK_ID_REUSED:
+                raise StartError(f"cannot make memory block '{block.memory_block_id}': {error.message}") from error
+
+
 @asynccontextmanager
 async def service(settings: Settings, endpoint: Endpoint) -> AsyncIterator[Server]:
     """A running server on this store and model; stops cleanly at the end of the block.
 
-    Raises SettingsError, SchemaError, ToolLoadError or BindError.
+    Raises SettingsError, StartError, SchemaError, ToolLoadError or BindError.
     """
     async with _server_tools(settings) as tools, _service(settings, endpoint, tools) as server:
         yield server
@@ -201,7 +217,8 @@ async def service(settings: Settings, endpoint: Endpoint) -> AsyncIterator[Serve
 
 @asynccontextmanager
 async def _service(settings: Settings, endpoint: Endpoint, tools: _Tools) -> AsyncIterator[Server]:
-    limits = settings.limits
+    window = settings.context_window_tokens or settings.limits.context_window_tokens
+    limits = replace(settings.limits, context_window_tokens=window)
     hub = Hub(limits.watcher_queue_events)
     observers: list[Callable[[str, tuple[Event, ...]], None]] = []
 
@@ -211,8 +228,10 @@ async def _service(settings: Settings, endpoint: Endpoint, tools: _Tools) -> Asy
         hub.publish(tenant, run_id, events)
 
     configured = _configured_agents(settings, tools)
+    blocks = read_memory_blocks(settings.agents_file, limits) if settings.agents_file else ()
     store, registry = await _open_store(settings, publish)
     try:
+        await _make_blocks(registry, blocks)
         contexts = Contexts(store, limits.context_cache_bytes)
         observers.append(contexts.observe)
         parts = Parts(store, hub, contexts, {endpoint.client.name: endpoint.client}, tools.all, limits, new_id)

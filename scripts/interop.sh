@@ -28,6 +28,7 @@ build_python() {
         ../../proto/agentrpc/v1/*.proto
 }
 run_python() {
+    python library.py # with the package, which has the library
     PYTHONPATH=gen .venv/bin/python workers.py
     PYTHONPATH=gen .venv/bin/python main.py
 }

@@ -13,6 +13,7 @@ from agentrpc.v1 import agent_registry_service_pb2 as pb
 from agentrpc.v1 import agents_pb2, runs_pb2
 
 from agent_service.agents_file import read_agents
+from agent_service.domain.policy import ContextPolicy, Strategy
 from agent_service.domain.rules import NextTool, RuleKind, ToolRule
 from agent_service.domain.run import AgentDefinition, AgentKind
 from agent_service.settings import SettingsError
@@ -29,6 +30,14 @@ model = "m-2"
 server_tools = ["find", "add"]
 message_tool = "speak"
 message_argument = "words"
+
+[agents.sales.context]
+window_tokens = 8000
+strategy = "sliding_window"
+threshold = 0.9
+keep = 0.5
+summary_prompt = "Sum up."
+summary_model = "m-3"
 
 [agents."support:v1.2"]
 
@@ -67,7 +76,10 @@ def test_a_file_is_read(path: Path) -> None:
     path.write_text(WHOLE)
     agents, default = read_agents(path, TOOLS)
     assert agents == (
-        AgentDefinition("sales", AgentKind.LLM, "You sell.", "m-2", ("find", "add"), "Sells.", "speak", "words"),
+        AgentDefinition(
+            *("sales", AgentKind.LLM, "You sell.", "m-2", ("find", "add"), "Sells.", "speak", "words"),
+            context=ContextPolicy(8000, Strategy.SLIDING_WINDOW, 0.9, 0.5, "Sum up.", "m-3"),
+        ),
         AgentDefinition("support:v1.2", AgentKind.LLM, ""),
         AgentDefinition("talker", AgentKind.RESPONDER, "Talk."),
     )
@@ -91,6 +103,9 @@ def test_a_file_is_read(path: Path) -> None:
         ("[agents.'not an id']", "agents.not an id: the name is not"),
         ("[agents.x]\ndefault = true\n[agents.y]\ndefault = true", "more than one agent is marked as default"),
         ("[agents.x]\n[agents.x]", "cannot read"),
+        ("[agents.x.context]\nstrategy = 'shrink'", "agents.x.context.strategy: Input should be 'summary'"),
+        ("[agents.x.context]\nthreshold = 1.5", "agents.x.context.threshold: 1.5 is not above 0 and at most 1"),
+        ("[agents.x.context]\nwindow = 9", "agents.x.context.window: Extra inputs are not permitted"),
         (f"{ONE_RULE}{{}}]", "agents.x.tool_rules[0]: set one of run_first, terminal, "),
         (
             f"{ONE_RULE}{{ terminal = {{ tool_name = 'a' }}, continue_run = {{ tool_name = 'a' }} }}]",
@@ -129,11 +144,11 @@ def test_a_mistake_is_told_with_its_place(path: Path, text: str, problem: str) -
 
 
 def test_the_known_tools_are_listed(path: Path) -> None:
-    """So that a typo is seen; also if there are none."""
+    """So that a typo is seen; also if there are none but those for memory."""
     path.write_text("[agents.x]\nserver_tools = ['ad']")
     with pytest.raises(SettingsError, match=r"no server tool 'ad'; known: add, find"):
         read_agents(path, TOOLS)
-    with pytest.raises(SettingsError, match=r"no server tool 'ad'; known: none"):
+    with pytest.raises(SettingsError, match=r"no server tool 'ad'; known: memory_append, memory_replace"):
         read_agents(path, ())
 
 

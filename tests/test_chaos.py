@@ -167,6 +167,16 @@ def requests_extend_each_other(_: Journal, evidence: Evidence) -> None:
     evidence.requests = [*evidence.requests, replace(evidence.requests[0], body=body)]
 
 
+def requests_show_what_is_stored(_: Journal, evidence: Evidence) -> None:
+    found = _message(evidence, lambda m: m.HasField("summary"))
+    found.summary.text += "!"
+
+
+def summaries_are_told(_: Journal, evidence: Evidence) -> None:
+    event = next(e for e in _events(evidence, "compaction") if e.HasField("compaction"))
+    event.compaction.message_id = "another"
+
+
 def answers_are_stored_once(_: Journal, evidence: Evidence) -> None:
     found = _message(evidence, lambda m: m.HasField("assistant"))
     evidence.messages[found.conversation_id].append(found)
@@ -223,6 +233,8 @@ DOCTORS: tuple[Doctor, ...] = (
     the_model_sees_the_stored_outcomes,
     the_endpoint_took_every_request,
     requests_extend_each_other,
+    requests_show_what_is_stored,
+    summaries_are_told,
     answers_are_stored_once,
     answers_follow_the_whole_returns,
     steps_and_usage_are_those_stored,

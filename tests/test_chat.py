@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import grpc
 import pytest
 from agentrpc.v1 import runs_pb2
 
-from agent_service import chat as chat_module
-from agent_service.chat import Chat, Terminal, tools
-from agent_service.cli import main
+from agent_service.chat import Chat, Terminal
+from agent_service.client import AgentClient
 from agent_service.tools import server_tool
 from tests.scripted_openai import Gate, Reply, ScriptedOpenAI, Tally, breaks_off, calls, cut_by_length, fails, says
 from tests.service import Client, scripted
@@ -72,7 +72,8 @@ class Talk:
 
     async def held(self) -> str:
         """All that stands on the screen after the chat."""
-        await asyncio.to_thread(self.chat.talk)
+        for text in self.chat.lines():
+            await self.chat.say(text)
         return self.screen.shown
 
 
@@ -85,13 +86,12 @@ async def talking(
     conversation: str = "",
     **settings: Any,
 ) -> AsyncIterator[Talk]:
-    """A chat with a service on this script; its channel blocks, so it talks in a thread."""
-    async with scripted(script, store, **settings) as (client, upstream):
-        with grpc.insecure_channel(client.target, options=[("grpc.enable_http_proxy", 0)]) as channel:
-            screen = Screen(list(lines))
-            terminal = Terminal(screen.read, screen.write)
-            own = tools(lambda: NOON)
-            yield Talk(Chat(channel, terminal, own, agent=agent, conversation=conversation), screen, client, upstream)
+    """A chat with a service on this script."""
+    async with scripted(script, store, **settings) as (client, upstream), AgentClient(client.target) as own:
+        screen = Screen(list(lines))
+        terminal = Terminal(screen.read, screen.write)
+        chat = Chat(own, terminal, lambda: NOON, agent=agent, conversation=conversation)
+        yield Talk(chat, screen, client, upstream)
 
 
 async def test_an_answer_is_written(store: str) -> None:
@@ -136,10 +136,12 @@ async def test_an_earlier_conversation_can_be_continued() -> None:
     """By its id, with an agent of one's choice."""
     async with scripted([says("Noted."), says("42.")], "memory") as (client, upstream):
         before = (await client.ask("Remember 42.")).run.conversation_id
-        with grpc.insecure_channel(client.target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        async with AgentClient(client.target) as own:
             screen = Screen(["Which number?"])
-            chat = Chat(channel, Terminal(screen.read, screen.write), {}, agent="default", conversation=before)
-            await asyncio.to_thread(chat.talk)
+            terminal = Terminal(screen.read, screen.write)
+            chat = Chat(own, terminal, lambda: NOON, agent="default", conversation=before)
+            for text in chat.lines():
+                await chat.say(text)
         assert len(upstream.requests[1].history) == 3
         assert chat.conversation == before
 
@@ -255,39 +257,46 @@ async def test_a_run_that_fails_is_told_and_the_chat_goes_on(store: str, status:
 async def test_an_answer_that_is_cut_says_why() -> None:
     """By the name of the stop reason."""
     async with talking([cut_by_length("A long story.", after=1)], "Tell me") as talk:
-        assert "[STOP_REASON_MAX_TOKENS_EXCEEDED]\n" in await talk.held()
+        assert "[MAX_TOKENS_EXCEEDED]\n" in await talk.held()
 
 
-async def test_the_command_talks_on_standard_input_and_output(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def command(target: str, *more: str) -> asyncio.subprocess.Process:
+    """`agent-service chat` in a process of its own."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "agent_service", "chat", "--target", target, *more),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+async def test_the_command_talks_on_standard_input_and_output(interrupted: bool) -> None:
     """It ends with the command that continues the conversation, whether the input ends or the user interrupts."""
-    async with scripted([says("Good day."), says("Again.")], "memory") as (client, _):
-        arguments = ["chat", "--target", client.target]
-        for end in (EOFError, KeyboardInterrupt):
-            screen = Screen(["Hi"])
-
-            def read(prompt: str, screen: Screen = screen, end: type[BaseException] = end) -> str:
-                try:
-                    return screen.read(prompt)
-                except EOFError:
-                    raise end from None
-
-            monkeypatch.setattr("builtins.input", read)
-            capsys.readouterr()
-            assert await asyncio.to_thread(main, arguments) == 0
-            written = capsys.readouterr().out
+    async with scripted([says("Good day."), says("Again.")], "memory") as (client, _), asyncio.timeout(30):
+        more: list[str] = []
+        for answer in (b"Good day.", b"Again."):
+            chat = await command(client.target, *more)
+            assert chat.stdin is not None
+            assert chat.stdout is not None
+            chat.stdin.write(b"Hi\n")
+            written = await chat.stdout.readuntil(b"agent> " + answer + b"\nyou> ")
+            if interrupted:
+                chat.send_signal(signal.SIGINT)
+            rest, errors = await chat.communicate(b"")
+            assert (chat.returncode, errors) == (0, b"")
             conversation = (await client.list_runs()).runs[0].conversation_id
-            assert written.endswith(f"\nto go on: agent-service chat --conversation {conversation}\n")
-            assert "agent> " in written
-            arguments = ["chat", "--target", client.target, "--conversation", conversation, "--agent", "default"]
+            assert written + rest == (
+                b"you> agent> " + answer + b"\nyou> "
+                b"\nto go on: agent-service chat --conversation " + conversation.encode() + b"\n"
+            )
+            more = ["--conversation", conversation, "--agent", "default"]
         assert (await client.get_conversation(conversation)).message_count == 4
 
 
-def test_the_command_says_that_no_server_answers(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_the_command_says_that_no_server_answers() -> None:
     """Exit code 1, and how to start one."""
-    monkeypatch.setattr(chat_module, "_CONNECT_SECONDS", 0.05)
-    assert main(["chat", "--target", "127.0.0.1:1"]) == 1
-    assert "agent-service serve" in capsys.readouterr().err
+    chat = await command("127.0.0.1:1")
+    _, errors = await chat.communicate()
+    assert chat.returncode == 1
+    assert errors == b"error: no server answers at 127.0.0.1:1; start one with: agent-service serve\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +13,18 @@ from hypothesis import strategies as st
 
 from agent_service.domain.content import Image, Part
 from agent_service.domain.event import Event, MessageStored
-from agent_service.domain.message import AssistantContent, Content, Message, ToolCallsContent, ToolReturnContent
+from agent_service.domain.message import (
+    AssistantContent,
+    Content,
+    Message,
+    SummaryContent,
+    ToolCallsContent,
+    ToolReturnContent,
+)
 from agent_service.domain.message import UserContent as User
 from agent_service.domain.tool import Outcome, ToolCall
 from agent_service.engine import context
-from agent_service.engine.context import Contexts
+from agent_service.engine.context import Contexts, History
 from agent_service.models.openai_chat import OpenAIChatModel
 from tests.scripted_openai import calls, says
 from tests.service import SECRET, returned, scripted
@@ -37,9 +44,12 @@ class Conversations:
         self.read: list[int] = []
         self.contexts: list[Contexts] = []
 
-    async def messages(self, tenant: str, conversation_id: str, after: int, limit: int) -> tuple[Message, ...]:
-        """As RunStore.messages: others go on meanwhile."""
-        page = tuple(self.kept.get((tenant, conversation_id), ())[after : after + limit])
+    async def messages(
+        self, tenant: str, conversation_id: str, after: int, limit: int, *, descending: bool
+    ) -> tuple[Message, ...]:
+        """As RunStore.messages, newest first: others go on meanwhile."""
+        assert descending
+        page = tuple(reversed(self.kept.get((tenant, conversation_id), ())[: after - 1]))[:limit]
         await asyncio.sleep(0)
         self.read.append(len(page))
         return page
@@ -65,8 +75,14 @@ class Conversations:
         return len(kept)
 
     def fresh(self, model: OpenAIChatModel, last: int, conversation_id: str = CONVERSATION) -> bytes:
-        """The messages up to `last`, encoded at once."""
-        return model.encode(self.kept[TENANT, conversation_id][:last])
+        """What is shown of the messages up to `last`, encoded at once."""
+        kept = self.kept[TENANT, conversation_id][:last]
+        summary = next((m for m in reversed(kept) if isinstance(m.content, SummaryContent)), None)
+        if summary is None:
+            return model.encode(kept)
+        assert isinstance(summary.content, SummaryContent)
+        after = kept[summary.content.through_position :]
+        return model.encode([summary, *(m for m in after if not isinstance(m.content, SummaryContent))])
 
 
 @functools.cache
@@ -83,9 +99,9 @@ async def model() -> AsyncIterator[OpenAIChatModel]:
     await client.close()
 
 
-def joined(pieces: Sequence[bytes]) -> bytes:
+def joined(history: History) -> bytes:
     """The pieces of a history as a request holds them."""
-    return b",".join(piece for piece in pieces if piece)
+    return b",".join(piece for piece in history.pieces if piece)
 
 
 def exchange(number: int) -> tuple[Content, ...]:
@@ -141,7 +157,7 @@ async def test_a_long_conversation_is_read_in_pages(model: OpenAIChatModel, monk
     contexts = store.open()
     store.append(*(User(str(number)) for number in range(10)))
     assert await history(contexts, model, 7) == store.fresh(model, 7)
-    assert store.read == [3, 3, 3]
+    assert store.read == [3, 3, 1]
     assert await history(contexts, model, 10) == store.fresh(model, 10)
 
 
@@ -176,9 +192,9 @@ async def test_a_history_that_was_given_never_changes(model: OpenAIChatModel) ->
     store = Conversations()
     contexts = store.open()
     before = await contexts.history(TENANT, CONVERSATION, model, store.append(User("Hi")), BORN)
-    copy = list(before)
+    copy = joined(before)
     await contexts.history(TENANT, CONVERSATION, model, store.append(AssistantContent("Hello."), User("More")), BORN)
-    assert before == copy
+    assert joined(before) == copy
 
 
 async def test_the_longest_unused_conversation_is_forgotten_first(model: OpenAIChatModel) -> None:
@@ -250,10 +266,75 @@ async def test_images_count_for_the_bound(model: OpenAIChatModel, used: bool) ->
     assert contexts._size == 0
 
 
+async def test_what_a_summary_stands_for_is_not_read(model: OpenAIChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the conversation was: only what came after it, and the page it is in."""
+    monkeypatch.setattr(context, "PAGE", 5)
+    store = Conversations()
+    store.append(*(User(str(number)) for number in range(500)))
+    store.append(SummaryContent("All that.", 498))
+    last = store.append(AssistantContent("Hm."), *exchange(1))
+    assert await history(store.open(), model, last) == store.fresh(model, last)
+    assert store.read == [5, 1]
+
+
+async def test_a_summary_that_is_told_costs_no_more_than_what_it_keeps(model: OpenAIChatModel) -> None:
+    """The cache goes on from it: what is kept is read once, and then nothing."""
+    store = Conversations()
+    contexts = store.open()
+    last = store.append(*(User(str(number)) for number in range(500)))
+    await history(contexts, model, last)
+    last = store.append(SummaryContent("All that.", 490))
+    assert await history(contexts, model, last) == store.fresh(model, last)
+    assert store.read == [500, 10]
+    for number in range(5):
+        last = store.append(*exchange(number))
+        assert await history(contexts, model, last) == store.fresh(model, last)
+    assert store.read == [500, 10]
+
+
+async def test_the_newest_summary_counts_whoever_stored_it(model: OpenAIChatModel) -> None:
+    """Told of or not, behind what is cached or before it; peeks see it, too."""
+    store = Conversations()
+    here, there = store.open(told=False), store.open()
+    last = store.append(*(User(str(number)) for number in range(20)))
+    for contexts in (here, there):
+        await history(contexts, model, last)
+    last = store.append(SummaryContent("To 10.", 10), AssistantContent("a"), SummaryContent("To 15.", 15), User("b"))
+    for contexts in (here, there, store.open()):
+        assert joined(await contexts.peek(TENANT, CONVERSATION, model, last, BORN, [])) == store.fresh(model, last)
+        assert await history(contexts, model, last) == store.fresh(model, last)
+    last = store.append(User("c"), SummaryContent("", 25))
+    for contexts in (here, there):
+        found = await contexts.history(TENANT, CONVERSATION, model, last, BORN)
+        assert (joined(found), found.tokens) == (b"", 0)
+
+
+async def test_estimates_are_the_same_warm_and_cold(model: OpenAIChatModel) -> None:
+    """Group by group, whether a conversation was followed step by step or is read at once."""
+    store = Conversations()
+    contexts = store.open()
+    store.append(User("Hi"), *exchange(0), SummaryContent("Long ago.", 3))
+    for number in range(1, 5):
+        last = store.append(User("x" * number), *exchange(number))
+        warm = await contexts.history(TENANT, CONVERSATION, model, last, BORN)
+        cold = await store.open().history(TENANT, CONVERSATION, model, last, BORN)
+        assert (list(warm.groups), warm.tokens, warm.summary) == (list(cold.groups), cold.tokens, cold.summary)
+    assert warm.message_tokens == sum(group.tokens for group in warm.groups) > 0
+
+
+def boundary(store: Conversations, chance: int) -> int:
+    """Somewhere between two messages of which neither is a call, and not before an earlier summary's place."""
+    kept = store.kept[TENANT, CONVERSATION]
+    earlier = max((m.content.through_position for m in kept if isinstance(m.content, SummaryContent)), default=0)
+    good = [m.position for m in kept if not isinstance(m.content, ToolCallsContent) and m.position >= earlier]
+    return good[chance % len(good)]
+
+
 STEP = st.one_of(
     st.tuples(st.just("user"), st.text(max_size=5)),
     st.tuples(st.just("assistant"), st.text(min_size=1, max_size=5)),
     st.tuples(st.just("exchange"), st.none()),
+    st.tuples(st.just("summary"), st.text(max_size=3)),
     st.tuples(st.sampled_from(["use", "use twice", "peek", "silence", "hear"]), st.none()),
 )
 
@@ -284,6 +365,8 @@ def test_it_is_never_stale(steps: list[tuple[str, str | None]], max_bytes: int) 
                 assert await history(contexts, model, last) == store.fresh(model, last)
             elif action == "exchange":
                 last = store.append(*exchange(number))
+            elif action == "summary":
+                last = store.append(SummaryContent(text or "", boundary(store, number)))
             else:
                 last = store.append(User(text or "") if action == "user" else AssistantContent(text or ""))
         assert await history(contexts, model, last) == store.fresh(model, last)

@@ -21,6 +21,7 @@ from agent_service import wiring
 from agent_service.settings import load_settings
 from agent_service.tools import server_tool
 from scripts.errors_page import documented
+from tests import blocks
 from tests.scripted_openai import Gate, Happening, Reply, ScriptedOpenAI, calls, gated, says, silent
 from tests.service import SECRET, Client, connected, refusal, returned, scripted, step, submit
 from tests.stored import edit, edit_bodies, everything, locked
@@ -338,6 +339,17 @@ async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
     return lambda: client.ask("Go.", agent_id="desk"), {"agent_id": "desk", "foreground_agent_id": "sales"}
 
 
+@refused("MEMORY_BLOCK_NOT_FOUND")
+async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
+    return lambda: blocks.block(client, "human"), {}
+
+
+@refused("MEMORY_BLOCK_ID_REUSED")
+async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
+    await blocks.make(client, "human", "Ada")
+    return lambda: blocks.make(client, "human", "Bob"), {"memory_block_id": "human"}
+
+
 @refused("RUN_ACTIVE", ASKED)
 async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
     await paused(client)
@@ -350,8 +362,9 @@ async def contents(client: Client, store: str) -> list[Any]:
         return [await everything(store)]
     conversations = (await client.registry.ListConversations(registry_pb.ListConversationsRequest())).conversations
     agents = (await client.registry.ListAgents(registry_pb.ListAgentsRequest())).agents
+    kept = (await client.registry.ListMemoryBlocks(registry_pb.ListMemoryBlocksRequest())).memory_blocks
     messages = [await client.messages(conversation.conversation_id) for conversation in conversations]
-    return [list(conversations), list(agents), messages, await client.list_runs(), await client.waiting()]
+    return [list(conversations), list(agents), list(kept), messages, await client.list_runs(), await client.waiting()]
 
 
 def as_documented(message: str) -> str:

@@ -31,6 +31,8 @@ RUN_REASONS = frozenset(
         Reason.LLM_INVALID_RESPONSE,
         Reason.INVALID_TOOL_CALLS,
         Reason.NO_ALLOWED_TOOLS,
+        Reason.SYSTEM_PROMPT_TOO_LARGE,
+        Reason.CONTEXT_TOO_LARGE,
         Reason.NO_TOOL_CALL,
         Reason.RUN_LOST_REPEATEDLY,
         Reason.RESPONSE_SCHEMA_VIOLATION,

@@ -1,9 +1,11 @@
-"""What is installed: the wheel holds everything the service and its clients import."""
+"""What is installed: the wheel holds everything the service and its clients import, and a client needs little else."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import venv
 import zipfile
 from pathlib import Path
 
@@ -53,3 +55,54 @@ def test_the_wheel_works_without_the_tree(wheel: Path, tmp_path: Path) -> None:
     assert service.startswith(str(tmp_path))
     assert stubs.startswith(str(tmp_path))
     assert int(statements) > 10
+
+
+CLIENT_NEEDS = {
+    "agent-service",
+    *("grpcio", "protobuf", "pydantic"),
+    *("annotated-types", "pydantic-core", "typing-extensions", "typing-inspection"),  # what these need
+}
+
+
+def test_the_client_imports_nothing_of_the_server() -> None:
+    """Neither its layers nor the packages that only the server depends on, some of which take long."""
+    program = "import sys, json, agent_service.client; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
+    modules = json.loads(done.stdout)
+    own = {module.split(".")[1] for module in modules if module.startswith("agent_service.")}
+    assert own == {"client", "functions"}
+    servers = (
+        "aiohttp",
+        "asyncpg",
+        "google.rpc",
+        "grpc_status",
+        "jsonschema_rs",
+        "mcp",
+        "msgspec",
+        "openai",
+        "structlog",
+    )
+    assert not set(servers) & set(modules)
+
+
+def test_a_client_is_installed_with_few_packages(wheel: Path, tmp_path: Path) -> None:
+    """Into an empty environment, from the wheel; commands of a client work, and those of the server say what to do."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    bin_folder = tmp_path / "venv" / "bin"
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([bin_folder / command[0], *command[1:]], cwd=tmp_path, capture_output=True, text=True)
+
+    installed = run("pip", "install", "--quiet", "--retries", "0", "--timeout", "15", str(wheel))
+    if installed.returncode and ("onnection" in installed.stderr or "No matching distribution" in installed.stderr):
+        pytest.skip("no package index can be reached")
+    assert installed.returncode == 0, installed.stderr
+    listed = json.loads(run("pip", "list", "--format", "json").stdout)
+    assert {package["name"].replace("_", "-") for package in listed} - {"pip", "setuptools"} == CLIENT_NEEDS
+    assert run("python", "-W", "error", "-c", "import agent_service.client, agent_service.chat").stderr == ""
+    assert run("agent-service", "runs", "list", "--target", "127.0.0.1:1").stderr.startswith("error: UNAVAILABLE")
+    refused = run("agent-service", "serve")
+    assert (refused.returncode, refused.stderr) == (
+        1,
+        "error: this needs the server; install it: pip install 'agent-service[server]'\n",
+    )

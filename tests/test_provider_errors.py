@@ -85,11 +85,6 @@ FAILURES = {
     "no such model": refuses(
         fails(404, "The model 'x' does not exist.", code="model_not_found"), says="does not exist", http_status=404
     ),
-    "context too long": refuses(
-        fails(400, "This model's maximum context length is 8192 tokens.", code="context_length_exceeded"),
-        says="maximum context length is 8192 tokens",
-        http_status=400,
-    ),
     "refused in the stream": refuses(error_in_stream("Too many tokens.", code="400"), says="Too many tokens."),
     "refused in the stream before the first token": refuses(
         error_in_stream("Too many tokens.", code="400", after=0), says="Too many tokens."

@@ -44,6 +44,11 @@ RUNS = {
         fails(429, "You exceeded your current quota.", code="insufficient_quota"), metadata={"http_status": "429"}
     ),
     "LLM_INVALID_RESPONSE": ends(empty()),
+    "CONTEXT_TOO_LARGE": ends(
+        fails(400, "This model's maximum context length is 8192 tokens.", code="context_length_exceeded"),
+        metadata={"http_status": "400"},
+    ),
+    "SYSTEM_PROMPT_TOO_LARGE": ends(),
     "RESPONSE_SCHEMA_VIOLATION": ends(*[says('{"age": "x"}')] * 3, response_format=AGED),
     "INVALID_TOOL_CALLS": ends(*[calls(("get_secret_code", {"age": 7}))] * 3),
     "NO_TOOL_CALL": ends(says("No.", unruly=True), tool_choice=REQUIRED),
@@ -53,7 +58,7 @@ RUNS = {
     "INTERNAL": ends(calls(("get_secret_code", {"name": "Alice"}))),
     "RUN_LOST_REPEATEDLY": ends(silent()),
 }
-ELSEWHERE = ("INTERNAL", "RUN_LOST_REPEATEDLY", "CALL_TIMED_OUT", "NO_ALLOWED_TOOLS")
+ELSEWHERE = ("INTERNAL", "RUN_LOST_REPEATEDLY", "CALL_TIMED_OUT", "NO_ALLOWED_TOOLS", "SYSTEM_PROMPT_TOO_LARGE")
 ALONE = [reason for reason in RUNS if reason not in ELSEWHERE]
 
 
@@ -117,6 +122,15 @@ async def test_a_run_whose_tool_rules_allow_no_tool(store: str) -> None:
         await client.create_agent("keeper", tool_rules=rules)
         answer = await client.ask("Go.", agent_id="keeper")
         assert answer.run == await check(client, answer.run.run_id, "NO_ALLOWED_TOOLS")
+
+
+async def test_a_run_whose_system_prompt_fills_the_window(store: str) -> None:
+    """Its agent says how large the window is."""
+    async with ScriptedOpenAI([]) as upstream, serving(upstream, store) as client:
+        await client.create_agent("keeper", context={"window_tokens": 200})
+        answer = await client.ask("Go.", agent_id="keeper", system_prompt="x" * 4052)
+        metadata = {"estimated_tokens": "1017", "window_tokens": "200"}
+        assert answer.run == await check(client, answer.run.run_id, "SYSTEM_PROMPT_TOO_LARGE", metadata)
 
 
 async def test_a_run_that_trips_over_the_unforeseen_fails_without_telling_inner_text(shared_store: str) -> None:

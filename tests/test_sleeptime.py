@@ -81,7 +81,7 @@ async def test_a_memory_agent_reads_each_part_after_every_nth_run(store: str) ->
         conversation = runs[0].conversation_id
         assert conversation not in (first.conversation_id, second.conversation_id)
         parts = [await part_of(client, run) for run in (first, second)]
-        text = "user: {0}\nassistant: You said {0}.\nuser: {1}\nassistant: You said {1}."
+        text = "User: {0}\n\nAssistant: You said {0}.\n\nUser: {1}\n\nAssistant: You said {1}."
         assert parts == [
             Part(conversation, 1, 4, text.format("a", "b")),
             Part(conversation, 5, 8, text.format("c", "d")),
@@ -117,11 +117,11 @@ async def test_only_runs_that_are_completed_count(store: str) -> None:
         assert run.parent_run_id == last.run_id
         count = len(await client.messages(paused.conversation_id))
         assert await ranges(client, [run]) == [(1, count)]
-        text = (await part_of(client, run)).text.splitlines()
+        text = (await part_of(client, run)).text.split("\n\n")
         assert text[:3] == [
-            "user: a",
-            'assistant calls get_secret_code with {"name": "Alice"}',
-            "get_secret_code cancelled: " + text[2].removeprefix("get_secret_code cancelled: "),
+            "User: a",
+            'Assistant calls get_secret_code: {"name": "Alice"}',
+            f"Tool get_secret_code ends with cancelled: {text[2].partition(': ')[2]}",
         ]
 
 
@@ -134,9 +134,9 @@ async def test_a_run_that_was_paused_counts_when_it_is_completed(store: str) -> 
         assert paused.status == PAUSED
         await client.answer(paused.run_id, returned(paused.pending_tool_calls[0], "A-1"))
         (run,) = await memory_runs(client, 1)
-        assert (await part_of(client, run)).text.splitlines()[-2:] == [
-            "get_secret_code returned: A-1",
-            "assistant: It is A-1.",
+        assert (await part_of(client, run)).text.split("\n\n")[-2:] == [
+            "Tool get_secret_code returns: A-1",
+            "Assistant: It is A-1.",
         ]
 
 
@@ -179,7 +179,7 @@ async def test_a_memory_agent_has_one_memory_run_at_a_time(store: str) -> None:
     gate = Gate()
 
     def script(request: Request) -> Reply:
-        held = reads(request) and "user: a" in request.last["content"] and "Hold." in request.system
+        held = reads(request) and "User: a" in request.last["content"] and "Hold." in request.system
         return gated(says("Slow."), gate) if held else answers(request)
 
     async with scripted(script, store) as (client, _):
@@ -284,7 +284,7 @@ async def test_a_memory_run_that_waits_for_an_approval_is_in_the_inbox(store: st
     """Nothing else is given to its agent until it is over."""
 
     def script(request: Request) -> Reply:
-        if reads(request) and request.last["role"] != "tool" and "user: a" in request.last["content"]:
+        if reads(request) and request.last["role"] != "tool" and "User: a" in request.last["content"]:
             return calls(("delete_file", {"path": "/a"}))
         return answers(request)
 
@@ -318,7 +318,7 @@ async def test_a_large_part_is_given_in_pieces(store: str) -> None:
         assert await ranges(client, read) == [(1, 4), (5, 6), (7, 7), (8, 8)]
         assert {run.parent_run_id for run in read} == {runs[-1].run_id}
         text = (await part_of(client, read[2])).text
-        assert text == "user: " + "d" * 104 + "\n[the rest of this message is left out]"
+        assert text == "User: " + "d" * 104 + "\n[the rest of this message is left out]"
 
 
 async def test_the_work_of_a_deleted_memory_agent_waits(store: str, clock: Clock) -> None:
@@ -356,7 +356,7 @@ async def test_a_deleted_conversation_is_read_no_more(store: str) -> None:
         await memory_runs(client, 1)
         await talk(client, "b", conversation_id=run.conversation_id)
         runs = await memory_runs(client, 2)
-        assert (await part_of(client, runs[1])).text == "user: b\nassistant: You said b."
+        assert (await part_of(client, runs[1])).text == "User: b\n\nAssistant: You said b."
 
 
 async def test_deleted_memory_runs_give_nothing_twice(store: str, clock: Clock) -> None:

@@ -15,10 +15,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from agent_service.domain.compaction import CompactionRecord, compact
 from agent_service.domain.draft import Snapshot
 from agent_service.domain.errors import AgentServiceError, Reason, StaleClaimError
-from agent_service.domain.event import Event, RunStopped
-from agent_service.domain.message import AssistantContent, Message, ToolCallsContent, ToolReturnContent, UserContent
+from agent_service.domain.event import Compaction, Event, RunStopped
+from agent_service.domain.message import (
+    AssistantContent,
+    Message,
+    SummaryContent,
+    ToolCallsContent,
+    ToolReturnContent,
+    UserContent,
+)
 from agent_service.domain.moves import (
     AskModel,
     CallResult,
@@ -31,8 +39,9 @@ from agent_service.domain.moves import (
     restart_step,
     start_calls,
 )
+from agent_service.domain.policy import Strategy
 from agent_service.domain.recovery import recover
-from agent_service.domain.run import Claim, RunError, StopReason
+from agent_service.domain.run import Claim, RunError, StopReason, Usage
 from agent_service.domain.start import OnBusy, Started
 from agent_service.domain.submit import CallAnswer, Submitted
 from agent_service.engine.loop import moved
@@ -175,6 +184,7 @@ class RunMachine(RuleBasedStateMachine):
             RunMachine.submit_again: 2 if self.asked else 0,
             RunMachine.model_answers: 8 if run and run.asks else 0,
             RunMachine.model_fails: 1 if run and run.asks else 0,
+            RunMachine.owner_compacts: 2 if run and run.asks else 0,
             RunMachine.tool_starts: 5 if works and run and run.startable else 0,
             RunMachine.tool_finishes: 5 if works and run and run.started else 0,
             RunMachine.cancel: 1 if run else 0,
@@ -282,6 +292,17 @@ class RunMachine(RuleBasedStateMachine):
         error = RunError(Reason.LLM_UNAVAILABLE, "down", retryable=how == "retryable")
         self.own(fail, StopReason.LLM_API_ERROR, error)
         self.current.stop("interrupted" if error.retryable else "failed")
+
+    def owner_compacts(self, draw: Draw) -> None:
+        """Before the model is asked, a summary is stored that stands for some of the messages."""
+        through = draw(st.integers(1, len(self.messages)))
+        self.own(compact, CompactionRecord(Strategy.SUMMARY, "Long ago.", through, 9, 3, 1, Usage(4, 2, 6), 1))
+        self.current.lost = 0
+        content, event = self.look(self.current), self.current.events[-1]
+        assert content.run.status.value == "running"
+        assert isinstance(event.body, Compaction)
+        assert self.messages[-1].content == SummaryContent("Long ago.", through)
+        assert (event.body.message_id, event.body.position) == (self.messages[-1].message_id, len(self.messages))
 
     # What others do
 
@@ -449,7 +470,7 @@ class RunMachine(RuleBasedStateMachine):
                 case ToolCallsContent(calls):
                     assert not waiting
                     waiting = {call.tool_call_id for call in calls}
-                case UserContent() | AssistantContent():
+                case UserContent() | AssistantContent() | SummaryContent():
                     assert not waiting
         believed = {call.name: call.state for run in self.runs for call in run.calls if not call.open}
         assert outcomes == believed

@@ -7,11 +7,13 @@ from typing import NoReturn
 
 import pytest
 
+from agent_service.domain.compaction import CompactionRecord, compact
 from agent_service.domain.draft import Draft, Snapshot
 from agent_service.domain.errors import AgentServiceError, Reason, StaleClaimError
-from agent_service.domain.event import Event, MessageStored, RunStopped, StepRestarted
+from agent_service.domain.event import Compaction, Event, MessageStored, RunStopped, StepRestarted
 from agent_service.domain.message import UserContent
 from agent_service.domain.moves import cancel, finish_calls, record_answer, restart_step, start_calls
+from agent_service.domain.policy import Strategy
 from agent_service.domain.run import Claim, RunStatus
 from agent_service.domain.submit import submit
 from agent_service.engine.loop import moved
@@ -237,6 +239,8 @@ async def _long_run(kept: Kept) -> None:
     """A run with about everything that makes events."""
     await kept.start()
     await kept.store.owner_move(await kept.claim(), moved(restart_step, 1, "the answer broke off"))
+    summary = CompactionRecord(Strategy.SUMMARY, "Long ago.", 1, 9, 3, 1)
+    await kept.store.owner_move(await kept.claim(), moved(compact, summary))
     await kept.answer(server("look"), client("ask"), approval("send"))
     for move in (moved(start_calls, ("look",)), moved(finish_calls, ())):
         await kept.store.owner_move(await kept.claim(), move)
@@ -253,7 +257,7 @@ async def test_events_are_numbered_without_a_gap(store: str) -> None:
         run = await kept.run()
         assert [event.sequence for event in events] == list(range(1, run.last_sequence + 1))
         assert {event.run_id for event in events} == {"run_1"}
-        assert StepRestarted in [type(event.body) for event in events]
+        assert {StepRestarted, Compaction} <= {type(event.body) for event in events}
         assert [type(event.body) for event in events if getattr(event.body, "final", False)] == [RunStopped]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agent_service.domain.event import DurableBody, Event, MessageStored, RunStopped, ToolReturnsAccepted
+from agent_service.domain.memory import BlockRecord
 from agent_service.domain.message import Content, Message
 from agent_service.domain.run import Run
 from agent_service.domain.tool import Call
@@ -31,18 +32,21 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """What a move sees: the run, the calls of its last step and those it named, and the time of the store."""
+    """What a move sees: the run, the calls of its last step and those it named, the time of the store, and the memory
+    blocks it named."""
 
     run: Run
     calls: tuple[Call, ...]
     next_position: int
     receipt: Receipt | None
     now: int
+    blocks: tuple[BlockRecord, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a move did, to be written in one transaction. `run` is the new row; `calls` are new or changed ones."""
+    """What a move did, to be written in one transaction. `run` is the new row; `calls` are new or changed ones,
+    `blocks` changed memory blocks."""
 
     run: Run
     messages: tuple[Message, ...]
@@ -50,6 +54,7 @@ class Change:
     calls: tuple[Call, ...]
     receipt: Receipt | None
     next_position: int
+    blocks: tuple[BlockRecord, ...] = ()
 
     @property
     def memory_matters(self) -> bool:
@@ -84,10 +89,17 @@ class Draft:
         self._events: list[Event] = []
         self._next_position = state.next_position
         self._new_receipt: Receipt | None = None
+        self._blocks = {record.block.memory_block_id: record for record in state.blocks}
+        self._changed_blocks: dict[str, BlockRecord] = {}
 
     def call(self, tool_call_id: str) -> Call | None:
         """A call of the last step, or one the move was loaded with."""
         return self._calls.get(tool_call_id)
+
+    @property
+    def blocks(self) -> tuple[BlockRecord, ...]:
+        """The memory blocks that the move was loaded with, in the order of the agent, as they are now."""
+        return tuple(self._blocks.values())
 
     @property
     def batch(self) -> tuple[Call, ...]:
@@ -104,6 +116,11 @@ class Draft:
         """Adds a call or replaces it."""
         self._calls[call.tool_call_id] = call
         self._touched[call.tool_call_id] = call
+
+    def put_block(self, record: BlockRecord) -> None:
+        """Replaces a memory block that the move was loaded with."""
+        self._blocks[record.block.memory_block_id] = record
+        self._changed_blocks[record.block.memory_block_id] = record
 
     def emit(self, body: DurableBody, step_id: str = "") -> Event:
         """Appends a durable event with the next number."""
@@ -135,7 +152,8 @@ class Draft:
 
     def change(self) -> Change | None:
         """What is to be written; None if the move did nothing."""
-        if self.run is self._before and not self._touched and self._new_receipt is None:
+        untouched = not self._touched and not self._changed_blocks
+        if self.run is self._before and untouched and self._new_receipt is None:
             return None
         return Change(
             run=self.run,
@@ -144,4 +162,5 @@ class Draft:
             calls=tuple(self._touched.values()),
             receipt=self._new_receipt,
             next_position=self._next_position,
+            blocks=tuple(self._changed_blocks.values()),
         )

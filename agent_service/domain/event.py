@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from agent_service.domain.message import Message
+from agent_service.domain.policy import Strategy
 from agent_service.domain.run import RunError, RunStatus, StopReason, Usage
 from agent_service.domain.tool import PendingCall
 
@@ -68,6 +69,36 @@ class StepRestarted:
 
     attempt: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRead:
+    """A memory block that the model was shown, and in which state."""
+
+    memory_block_id: str
+    label: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRead:
+    """What the step's answer was told of the memory, if that is not what the one before was told."""
+
+    blocks: tuple[BlockRead, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """Older messages of the conversation are not shown to the model any more. Tokens are estimates of its next request;
+    `left_out` counts messages."""
+
+    strategy: Strategy
+    message_id: str
+    position: int
+    through_position: int
+    tokens_before: int
+    tokens_after: int
+    left_out: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +165,17 @@ class Live:
     deltas: bool
 
 
-DurableBody = RunAccepted | RunStarted | RunResumed | MessageStored | ToolReturnsAccepted | StepRestarted | RunStopped
+DurableBody = (
+    RunAccepted
+    | RunStarted
+    | RunResumed
+    | MessageStored
+    | ToolReturnsAccepted
+    | StepRestarted
+    | MemoryRead
+    | Compaction
+    | RunStopped
+)
 DeltaBody = TextDelta | ReasoningDelta | ArgumentsDelta
 Body = DurableBody | DeltaBody | Heartbeat | ToolCallProgress | Live
 
@@ -145,6 +186,8 @@ DURABLE_TYPES: dict[str, type[DurableBody]] = {
     "message_stored": MessageStored,
     "tool_returns_accepted": ToolReturnsAccepted,
     "step_restarted": StepRestarted,
+    "memory_read": MemoryRead,
+    "compaction": Compaction,
     "run_stopped": RunStopped,
 }
 _DURABLE = frozenset(DURABLE_TYPES.values())

@@ -19,6 +19,7 @@ class MessageType(StrEnum):
     TOOL_CALL = "tool_call"
     TOOL_RETURN = "tool_return"
     APPROVAL = "approval"
+    SUMMARY = "summary"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,14 @@ class ApprovalContent:
     note: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class SummaryContent:
+    """Stands for the messages up to `through_position` in what the model is shown; `text` may be empty."""
+
+    text: str
+    through_position: int
+
+
 InputContent = UserContent | SystemContent
 Content = (
     UserContent
@@ -91,6 +100,7 @@ Content = (
     | ToolCallsContent
     | ToolReturnContent
     | ApprovalContent
+    | SummaryContent
 )
 
 CONTENT_TYPES: dict[MessageType, type[Content]] = {
@@ -101,6 +111,7 @@ CONTENT_TYPES: dict[MessageType, type[Content]] = {
     MessageType.TOOL_CALL: ToolCallsContent,
     MessageType.TOOL_RETURN: ToolReturnContent,
     MessageType.APPROVAL: ApprovalContent,
+    MessageType.SUMMARY: SummaryContent,
 }
 _TYPE_OF_CONTENT = {content: kind for kind, content in CONTENT_TYPES.items()}
 

@@ -11,7 +11,17 @@ from dataclasses import dataclass
 from agent_service.domain.content import Parts
 from agent_service.domain.draft import Draft
 from agent_service.domain.errors import Reason
-from agent_service.domain.event import RunAccepted, RunCause, RunResumed, RunStarted, RunStopped, StepRestarted
+from agent_service.domain.event import (
+    BlockRead,
+    MemoryRead,
+    RunAccepted,
+    RunCause,
+    RunResumed,
+    RunStarted,
+    RunStopped,
+    StepRestarted,
+)
+from agent_service.domain.memory import SeenBlock
 from agent_service.domain.message import (
     AssistantContent,
     InputContent,
@@ -25,6 +35,7 @@ from agent_service.domain.run import Owner, Run, RunError, RunStatus, StopReason
 from agent_service.domain.tool import Call, CallState, Executor, OnTimeout, Outcome, ToolCall, pending_of
 from agent_service.domain.values import replace
 
+NO_USAGE = Usage()
 UNKNOWN_OUTCOME = "Outcome unknown: the call may have been executed. The server stopped waiting for it."
 CANCELLED_BEFORE = "Cancelled: the run ended before this call was executed."
 CANCELLED_UNANSWERED = "Cancelled: the run ended before this call was answered. It may or may not have been executed."
@@ -60,6 +71,7 @@ class StepRecord:
     `cut`: by the token limit. `call_required`: the request demanded a call. `first_token_time` is 0 if none came.
     `violation` says how an answer is against the response format, empty if it is not.
     `rule_state` is the run's with these calls. `note`: an answer without calls does not end the run, but this is told.
+    `memory` are the blocks that the model was shown.
     """
 
     step_id: str
@@ -79,6 +91,7 @@ class StepRecord:
     max_invalid_answers: int = 1
     rule_state: RuleState = NO_CALLS
     note: str = ""
+    memory: tuple[SeenBlock, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +151,7 @@ def begin(draft: Draft, inputs: tuple[InputContent, ...], owner: Owner) -> None:
 def record_answer(draft: Draft, step: StepRecord) -> None:
     """Stores a model answer with its calls, and decides what it leads to."""
     _count_step(draft, step)
+    _note_memory(draft, step)
     if step.reasoning:
         draft.add_message(ReasoningContent(step.reasoning), step.step_id, step.reasoning_message_id)
     if step.text:
@@ -147,19 +161,25 @@ def record_answer(draft: Draft, step: StepRecord) -> None:
     _after_answer(draft, step)
 
 
-def restart_step(draft: Draft, attempts: int, reason: str) -> None:
+def restart_step(draft: Draft, attempts: int, reason: str, usage: Usage = NO_USAGE) -> None:
     """The model is asked again for the step in hand; partial text of the attempt before is void."""
-    draft.run = replace(draft.run, model_attempts=draft.run.model_attempts + attempts)
+    _count_attempts(draft, attempts, usage)
     draft.emit(StepRestarted(draft.run.model_attempts + 1, reason))
 
 
 def start_calls(draft: Draft, tool_call_ids: tuple[str, ...]) -> None:
     """Server calls are about to be executed; after this they count as perhaps executed."""
     for tool_call_id in tool_call_ids:
-        call = _known(draft, tool_call_id)
-        if not _runnable(draft.run, call, draft.batch):
-            raise ValueError(f"{tool_call_id} cannot start in state {call.state}")
+        call = startable(draft, tool_call_id)
         draft.put_call(replace(call, state=CallState.STARTED, attempts=call.attempts + 1))
+
+
+def startable(draft: Draft, tool_call_id: str) -> Call:
+    """A server call that may be executed now. Raises ValueError for any other."""
+    call = _known(draft, tool_call_id)
+    if not _runnable(draft.run, call, draft.batch):
+        raise ValueError(f"{tool_call_id} cannot start in state {call.state}")
+    return call
 
 
 def finish_calls(draft: Draft, results: tuple[CallResult, ...]) -> None:
@@ -181,14 +201,19 @@ def cancel(draft: Draft, stop_reason: StopReason = StopReason.CANCELLED) -> None
     stop(draft, stop_reason)
 
 
-def fail(draft: Draft, stop_reason: StopReason, error: RunError, attempts: int = 0) -> None:
+def fail(draft: Draft, stop_reason: StopReason, error: RunError, attempts: int = 0, usage: Usage = NO_USAGE) -> None:
     """Stops the run by an error: interrupted if it is retryable (open calls stay open), else failed for good."""
     if draft.run.status is not RunStatus.RUNNING:
         return
-    draft.run = replace(draft.run, model_attempts=draft.run.model_attempts + attempts)
+    _count_attempts(draft, attempts, usage)
     if not error.retryable:
         close_calls(draft)
     stop(draft, stop_reason, error)
+
+
+def _count_attempts(draft: Draft, attempts: int, usage: Usage) -> None:
+    run = draft.run
+    draft.run = replace(run, model_attempts=run.model_attempts + attempts, usage=run.usage + usage)
 
 
 def time_out(draft: Draft, error: RunError) -> None:
@@ -365,6 +390,14 @@ def _count_step(draft: Draft, step: StepRecord) -> None:
         first_token_time=run.first_token_time or _within(run.create_time, step.first_token_time, draft.now),
         rule_state=step.rule_state,
     )
+
+
+def _note_memory(draft: Draft, step: StepRecord) -> None:
+    if step.memory == draft.run.memory_seen:
+        return
+    draft.run = replace(draft.run, memory_seen=step.memory)
+    read = tuple(BlockRead(seen.memory_block_id, seen.label, seen.revision) for seen in step.memory)
+    draft.emit(MemoryRead(read), step.step_id)
 
 
 def _within(earliest: int, time: int, latest: int) -> int:

@@ -9,6 +9,8 @@ from msgspec import Struct
 
 from agent_service.domain.content import Parts
 from agent_service.domain.errors import Reason
+from agent_service.domain.memory import SeenBlock
+from agent_service.domain.policy import DEFAULT_POLICY, ContextPolicy
 from agent_service.domain.rules import NO_CALLS, RuleState, ToolRule
 from agent_service.domain.tool import ToolChoice, ToolSchema
 
@@ -179,6 +181,8 @@ class AgentDefinition:
     message_tool: str = MESSAGE_TOOL
     message_argument: str = MESSAGE_ARGUMENT
     tool_rules: tuple[ToolRule, ...] = ()
+    memory_block_ids: tuple[str, ...] = ()
+    context: ContextPolicy = DEFAULT_POLICY
     sleeptime: Sleeptime | None = None
 
 
@@ -217,6 +221,8 @@ class Pinned:
     message_argument: str = MESSAGE_ARGUMENT
     response_format: ResponseFormat | None = None
     tool_rules: tuple[ToolRule, ...] = ()
+    memory_block_ids: tuple[str, ...] = ()
+    context: ContextPolicy = DEFAULT_POLICY
 
     def tool(self, name: str) -> ToolSchema | None:
         """The tool of this name, if there is one."""
@@ -249,6 +255,8 @@ class Run(Struct, frozen=True):
     `pause_expire_time` is when a PAUSED or INTERRUPTED run is given up, 0 in any other status.
     `queued_inputs` is what a QUEUED run will say when its turn comes. `conversation_time` is when its conversation was
     made, which tells it from an earlier one of the same id. `rule_state` is for its tool rules.
+    `server_tools_wait`: while a call of an answer is PENDING, no server tool of it starts. `memory_seen` are the memory
+    blocks that its last answer was told.
     `server_tools_wait`: while a call of an answer is PENDING, no server tool of it starts.
     `memory_plan`: who reads the conversation when it is COMPLETED. `memory_part`: what a memory run was given, because
     of the end of `parent_run_id`.
@@ -291,6 +299,7 @@ class Run(Struct, frozen=True):
     invalid_answers: int = 0
     rule_state: RuleState = NO_CALLS
     server_tools_wait: bool = False
+    memory_seen: tuple[SeenBlock, ...] = ()
     parent_run_id: str = ""
     memory_plan: MemoryPlan | None = None
     memory_part: MemoryPart | None = None

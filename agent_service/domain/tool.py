@@ -166,7 +166,8 @@ class ToolSchema:
     `parameters_json` is the exact JSON Schema text (an object schema). `result_schema_json` (client tools) is empty
     or a JSON Schema of the returned text; `timeout` (client tools) is how long the caller may take, in nanoseconds, 0
     for as long as the pause may last. `requires_approval`, `idempotent` and
-    `parallel_safe` (it may be executed beside others) are for server tools.
+    `parallel_safe` (it may be executed beside others) are for server tools. `edits_memory`: it is one of the
+    server's own tools for memory blocks.
     """
 
     name: str
@@ -179,3 +180,4 @@ class ToolSchema:
     timeout: int = 0
     on_timeout: OnTimeout = OnTimeout.RETURN_ERROR
     parallel_safe: bool = False
+    edits_memory: bool = False

@@ -12,8 +12,10 @@ from agent_service.domain.registry import AgentRecord
 from agent_service.domain.run import AgentDefinition, AgentKind, MemoryPlan, Sleeptime
 from agent_service.domain.values import replace
 from agent_service.engine.agent import Agent
+from agent_service.engine.agent_blocks import check_blocks
 from agent_service.engine.commands import Caller
 from agent_service.engine.llm_agent import AGENT_CLASSES, LlmAgent
+from agent_service.engine.memory_tools import MEMORY_TOOLS
 from agent_service.engine.registry import Registry
 from agent_service.engine.runs import Runs
 from agent_service.engine.sleeptime import SleeptimeAgent, named, problems, wrong_kind
@@ -98,6 +100,7 @@ class Agents:
         """A new agent, or the present one if it equals. Raises AGENT_ID_REUSED."""
         self._check(definition)
         await self._check_named(definition, caller)
+        await self._check_blocks(definition, caller)
         if definition.agent_id in self._by_id:
             raise AgentServiceError(
                 Reason.AGENT_ID_REUSED,
@@ -117,8 +120,11 @@ class Agents:
             self._check(definition)
             return definition
 
-        await self._check_named(edit((await self.look_up(agent_id, caller)).definition), caller)
-
+        before = (await self._registry.get_agent(caller.tenant, agent_id)).definition
+        wanted = edit(before)
+        if wanted.memory_block_ids != before.memory_block_ids:
+            await self._check_blocks(wanted, caller)
+        await self._check_named(wanted, caller)
         record = await self._registry.update_agent(caller.tenant, agent_id, change)
         return KnownAgent(record.definition, record)
 
@@ -202,8 +208,8 @@ class Agents:
                 raise invalid(FieldViolation(f"agent.{field}", text))
         problems = []
         for index, name in enumerate(names):
-            if tools.schema(name) is None:
-                text = f"no server tool '{name[:64]}'; known: {_listed(tools.names)}"
+            if tools.schema(name) is None and name not in MEMORY_TOOLS:
+                text = f"no server tool '{name[:64]}'; known: {_listed((*tools.names, *MEMORY_TOOLS))}"
             elif name in names[:index]:
                 text = f"'{name}' is named twice"
             else:
@@ -211,6 +217,9 @@ class Agents:
             problems.append(FieldViolation(f"agent.server_tools[{index}]", text))
         if problems:
             raise invalid(*problems)
+
+    async def _check_blocks(self, definition: AgentDefinition, caller: Caller) -> None:
+        await check_blocks(self._runs.parts.store, caller.tenant, definition, self._runs.parts.limits)
 
     def _make(
         self, definition: AgentDefinition, caller: Caller, revision: int = 0, *, memory_plan: MemoryPlan | None = None

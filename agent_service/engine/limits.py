@@ -12,7 +12,8 @@ MIB = 1024 * KIB
 class Limits:
     """Sizes are bytes of UTF-8 unless said otherwise. 64 KiB above a MiB leave room for the JSON around a text.
 
-    `max_images_bytes` leaves room in a response for the text of a message, which stands there twice beside images.
+    `max_images_bytes` leaves room in a response for the text of a message, which stands there twice beside images. What
+    memory blocks hold counts in Unicode code points.
     """
 
     max_request_bytes: int = 4 * MIB
@@ -41,5 +42,11 @@ class Limits:
     max_parallel_tool_calls: int = 8
     max_memory_agents: int = 16
     max_memory_part_bytes: int = 64 * KIB
+    default_memory_block_limit: int = 5000
+    max_memory_block_limit: int = 100_000
+    max_memory_blocks: int = 32
+    max_memory_description_bytes: int = 4 * KIB
+    context_window_tokens: int = 0
+    max_summary_prompt_bytes: int = 64 * KIB
     watcher_queue_events: int = 4096
     context_cache_bytes: int = 64 * MIB

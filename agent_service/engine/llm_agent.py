@@ -10,8 +10,10 @@ from structlog.typing import FilteringBoundLogger
 from agent_service.domain.draft import Snapshot
 from agent_service.domain.errors import AgentServiceError, FieldViolation, Reason, invalid
 from agent_service.domain.event import Event, ToolReturnsAccepted
+from agent_service.domain.memory import BlockRecord
 from agent_service.domain.message import UserContent
 from agent_service.domain.permit import about, permitted
+from agent_service.domain.policy import ContextPolicy
 from agent_service.domain.rules import NO_CALLS, RuleKind, merged
 from agent_service.domain.run import (
     DEFAULT_PAUSE_TTL,
@@ -30,6 +32,7 @@ from agent_service.domain.values import replace
 from agent_service.engine.agent import Agent
 from agent_service.engine.calls import arguments_violation
 from agent_service.engine.commands import Built, Caller, Delivery, StartCommand, SubmitCommand, digest
+from agent_service.engine.memory_tools import MEMORY_TOOLS, offered
 from agent_service.engine.runs import Runs
 from agent_service.engine.schemas import JsonError, parse_json, violation
 from agent_service.engine.turn import contradiction
@@ -62,7 +65,7 @@ class LlmAgent(Agent):
         """See Agent."""
         tenant = self.caller.tenant
         if isinstance(command, StartCommand):
-            return await self._runs.build_start(tenant, self._new_run(command))
+            return await self._runs.build_start(tenant, self._new_run(command, await self._blocks()))
         pinned = await self._runs.parts.store.get_pinned(tenant, command.run_id)
         submission = await self._submission(command, pinned)
         return await self._runs.build_submit(tenant, command.run_id, submission, pinned)
@@ -82,7 +85,7 @@ class LlmAgent(Agent):
                 yield event
 
     async def _started(self, command: StartCommand, delivery: Delivery) -> AsyncGenerator[Event]:
-        new = self._new_run(command)
+        new = self._new_run(command, await self._blocks())
         viewer = Viewer(delivery.view, new.pinned)
         events = self._runs.start(self.caller.tenant, new, tokens=delivery.stream_tokens, max_wait=delivery.max_wait)
         async with aclosing(events):
@@ -109,14 +112,19 @@ class LlmAgent(Agent):
                 if shown is not None:
                     yield shown
 
-    def memory_run(self, text: str, part: MemoryPart, parent_run_id: str) -> NewRun:
+    async def memory_run(self, text: str, part: MemoryPart, parent_run_id: str) -> NewRun:
         """A run that is given a part of another conversation as text, in a new conversation."""
-        new = self._new_run(StartCommand((UserContent(text),)))
+        new = self._new_run(StartCommand((UserContent(text),)), await self._blocks())
         return replace(new, run=replace(new.run, parent_run_id=parent_run_id, memory_part=part))
 
-    def _new_run(self, command: StartCommand) -> NewRun:
+    async def _blocks(self) -> tuple[BlockRecord, ...]:
+        """The agent's memory blocks as they are now."""
+        block_ids = self.definition.memory_block_ids
+        return await self._runs.parts.store.memory_blocks(self.caller.tenant, block_ids) if block_ids else ()
+
+    def _new_run(self, command: StartCommand, blocks: tuple[BlockRecord, ...]) -> NewRun:
         """The run as it will be stored. Checks what depends on the agent's tools."""
-        pinned = self._pin(command)
+        pinned = self._pin(command, blocks)
         self._check_rules(command, pinned)
         self._check_choice(command, pinned)
         new_id = self._runs.parts.new_id
@@ -149,9 +157,10 @@ class LlmAgent(Agent):
             max_queued=self._runs.parts.limits.max_queued_runs,
         )
 
-    def _pin(self, command: StartCommand) -> Pinned:
+    def _pin(self, command: StartCommand, blocks: tuple[BlockRecord, ...]) -> Pinned:
         rules = merged(self.definition.tool_rules, command.tool_rules)
-        tools, overridden = self._tools(command.client_tools, about(rules, RuleKind.REQUIRES_APPROVAL))
+        approved = about(rules, RuleKind.REQUIRES_APPROVAL)
+        tools, overridden = self._tools(command.client_tools, approved, self._server_tools(blocks))
         return Pinned(
             agent_id=self.definition.agent_id,
             kind=self.kind,
@@ -167,16 +176,29 @@ class LlmAgent(Agent):
             message_argument=self.definition.message_argument,
             response_format=command.response_format,
             tool_rules=rules,
+            memory_block_ids=self.definition.memory_block_ids,
+            context=self._policy(),
         )
 
+    def _policy(self) -> ContextPolicy:
+        """The agent's, with the server's window if it has none of its own."""
+        policy = self.definition.context
+        window = policy.window_tokens or self._runs.parts.limits.context_window_tokens
+        return replace(policy, window_tokens=window)
+
+    def _server_tools(self, blocks: tuple[BlockRecord, ...]) -> list[ToolSchema]:
+        """The agent's server tools that are there, then the memory tools that go with its blocks."""
+        names = self.definition.server_tools
+        found = [schema for name in names if (schema := self._runs.parts.tools.schema(name)) is not None]
+        memory = offered(names, {schema.name for schema in found}, blocks)
+        return [*found, *(MEMORY_TOOLS[name] for name in memory)]
+
     def _tools(
-        self, client_tools: tuple[ToolSchema, ...], approved: frozenset[str]
+        self, client_tools: tuple[ToolSchema, ...], approved: frozenset[str], server: list[ToolSchema]
     ) -> tuple[tuple[ToolSchema, ...], tuple[str, ...]]:
         """Server tools that are not overridden (with approval for those in `approved`), then the client tools; and the
         names of the overridden ones."""
         client_names = {tool.name for tool in client_tools}
-        schemas = [self._runs.parts.tools.schema(name) for name in self.definition.server_tools]
-        server = [schema for schema in schemas if schema is not None]
         kept = tuple(
             replace(tool, requires_approval=tool.requires_approval or tool.name in approved)
             for tool in server
@@ -227,7 +249,10 @@ class ResponderAgent(LlmAgent):
 
     kind = AgentKind.RESPONDER
 
-    def _new_run(self, command: StartCommand) -> NewRun:
+    def _server_tools(self, blocks: tuple[BlockRecord, ...]) -> list[ToolSchema]:
+        return []
+
+    def _new_run(self, command: StartCommand, blocks: tuple[BlockRecord, ...]) -> NewRun:
         for field in ("client_tools", "tool_rules"):
             if not getattr(command, field):
                 continue
@@ -237,7 +262,7 @@ class ResponderAgent(LlmAgent):
                 f"use another agent or send no {field.replace('_', ' ')}",
                 metadata={"agent_id": self.definition.agent_id, "kind": self.kind.value},
             )
-        return super()._new_run(command)
+        return super()._new_run(command, blocks)
 
 
 AGENT_CLASSES: dict[AgentKind, type[LlmAgent]] = {AgentKind.LLM: LlmAgent, AgentKind.RESPONDER: ResponderAgent}

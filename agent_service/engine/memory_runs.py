@@ -10,7 +10,7 @@ import structlog
 
 from agent_service.domain.errors import AgentServiceError, Reason
 from agent_service.domain.memory_work import DueWork, WorkTakenError
-from agent_service.domain.message import Message
+from agent_service.domain.message import Message, SummaryContent
 from agent_service.domain.run import MemoryPart, Run
 from agent_service.domain.start import NewRun
 from agent_service.engine.agents import Agents
@@ -101,9 +101,9 @@ class MemoryRuns:
         most = self._runs.parts.limits.max_memory_part_bytes
         messages = _fitting(await self._read(due, most), most)
         first, last = messages[0].position, messages[-1].position
-        text = _ASKED.format(first, last, due.conversation_id, _cut(render(messages), most))
+        text = _ASKED.format(first, last, due.conversation_id, _cut(_told(messages), most))
         part = MemoryPart(due.conversation_id, due.conversation_time, work.memory_agent_id, work.through_position, last)
-        return agent.memory_run(text, part, work.parent_run_id)
+        return await agent.memory_run(text, part, work.parent_run_id)
 
     async def _read(self, due: DueWork, most: int) -> list[Message]:
         """What is due; only its beginning, if that is more than fits already."""
@@ -112,7 +112,7 @@ class MemoryRuns:
         while after < due.work.due_position and size <= most:
             page = await self._store.messages(due.tenant, due.conversation_id, after, PAGE)
             messages.extend(message for message in page if message.position <= due.work.due_position)
-            after, size = page[-1].position, size + len(render(page).encode())
+            after, size = page[-1].position, size + len(_told(page).encode())
         return messages
 
 
@@ -129,13 +129,18 @@ def _fitting(messages: Sequence[Message], most: int) -> list[Message]:
         size = 0
         for _, group in groupby(messages, boundary):
             whole = list(group)
-            size += len(render(whole).encode()) + 1
+            size += len(_told(whole).encode()) + 2
             if size > most:
                 break
             fitting.extend(whole)
         if fitting:
             return fitting
     return list(messages[:1])
+
+
+def _told(messages: Sequence[Message]) -> str:
+    """Without summaries: what they sum up was given before."""
+    return render(message for message in messages if not isinstance(message.content, SummaryContent))
 
 
 def _cut(text: str, most: int) -> str:

@@ -85,9 +85,10 @@ class ModelError(Exception):
     """The endpoint gave no usable answer.
 
     `reason` is one of LLM_UNAVAILABLE (retryable), LLM_INSUFFICIENT_CREDITS (retryable), LLM_REFUSED (the request
-    itself was refused, or stopped by the endpoint's content filter) and LLM_INVALID_RESPONSE. `message` is one line
-    without secrets. `retry_after` is in seconds. `started` says that the endpoint had begun an answer, of which parts
-    may have reached the sink: the client does not repeat the request by itself then.
+    itself was refused, or stopped by the endpoint's content filter), CONTEXT_TOO_LARGE (it is longer than the context
+    window, which has `window_tokens` if the endpoint said how many, else 0) and LLM_INVALID_RESPONSE. `message` is one
+    line without secrets. `retry_after` is in seconds. `started` says that the endpoint had begun an answer, of which
+    parts may have reached the sink: the client does not repeat the request by itself then.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class ModelError(Exception):
         retry_after: float | None = None,
         http_status: int | None = None,
         started: bool = False,
+        window_tokens: int = 0,
     ) -> None:
         super().__init__(message)
         self.reason = reason
@@ -107,6 +109,7 @@ class ModelError(Exception):
         self.retry_after = retry_after
         self.http_status = http_status
         self.started = started
+        self.window_tokens = window_tokens
 
     @property
     def retryable(self) -> bool:

@@ -20,6 +20,7 @@ from agent_service.domain.start import NewRun, Started
 from agent_service.domain.submit import Submission, Submitted, submit
 from agent_service.domain.tool import ToolCall, pending_of
 from agent_service.engine.commands import Built
+from agent_service.engine.compaction import counter_of, fit
 from agent_service.engine.leases import Leases
 from agent_service.engine.loop import Loop, Parts, moved
 from agent_service.engine.store import Move
@@ -429,16 +430,24 @@ class Runs:
                 return Built(b"", "calls would still be pending", pending_of(snapshot.calls), (), overridden)
             case _:
                 return Built(b"", f"the run would stop with {snapshot.run.stop_reason}", (), (), overridden)
-        turn = next_turn(snapshot.run, pinned)
+        block_ids = pinned.memory_block_ids
+        blocks = await self.parts.store.memory_blocks(tenant, block_ids) if block_ids else ()
+        turn = next_turn(snapshot.run, pinned, blocks)
         if turn.error is not None:
             return Built(b"", f"the run would fail: {turn.error.message}", (), (), overridden)
         model = self.parts.models[pinned.provider]
         stored = snapshot.last_position - len(messages)
         run = snapshot.run
+        counter = await counter_of(pinned)
         history = await self.parts.contexts.peek(
-            tenant, run.conversation_id, model, stored, run.conversation_time, messages
+            tenant, run.conversation_id, model, stored, run.conversation_time, messages, counter
         )
-        body = model.build(model_request(snapshot, turn, history)).body
+        fitting = fit(turn.shown, history, counter)
+        if fitting.error is not None:
+            return Built(b"", f"the run would fail: {fitting.error.message}", (), (), overridden)
+        if fitting.plan is not None:
+            return Built(b"", "the conversation would be compacted first", (), (), overridden)
+        body = model.build(model_request(snapshot, turn, history.pieces)).body
         return Built(body, overridden_tools=overridden)
 
 

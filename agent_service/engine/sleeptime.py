@@ -9,14 +9,13 @@ from structlog.typing import FilteringBoundLogger
 
 from agent_service.domain.errors import FieldViolation
 from agent_service.domain.event import Event
-from agent_service.domain.run import MESSAGE_ARGUMENT, MESSAGE_TOOL, AgentDefinition, AgentKind
+from agent_service.domain.run import AgentDefinition, AgentKind
 from agent_service.engine.agent import Agent
 from agent_service.engine.commands import Built, Caller, Delivery, StartCommand, SubmitCommand
 from agent_service.engine.llm_agent import LlmAgent
 
 FOREGROUND_KINDS = (AgentKind.LLM, AgentKind.RESPONDER)
 _OWN = ("agent_id", "kind", "description", "sleeptime")
-_EMPTY = {"message_tool": MESSAGE_TOOL, "message_argument": MESSAGE_ARGUMENT}
 
 
 class SleeptimeAgent(Agent):
@@ -47,7 +46,7 @@ def problems(definition: AgentDefinition, max_memory_agents: int) -> Iterator[Fi
         return
     for field in fields(definition):
         value = getattr(definition, field.name)
-        if field.name not in _OWN and value and value != _EMPTY.get(field.name):
+        if field.name not in _OWN and value and value != field.default:
             yield FieldViolation(field.name, "a sleeptime agent has none of its own; set it in its foreground agent")
     if sleeptime is None:
         yield FieldViolation("sleeptime", "is unset; name a foreground agent and at least one memory agent")

@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 
 from agent_service.domain.draft import Change, Draft, Snapshot
 from agent_service.domain.event import Event
+from agent_service.domain.memory import BlockRecord
 from agent_service.domain.memory_work import DueWork
 from agent_service.domain.message import Message
 from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCall
@@ -68,8 +69,12 @@ class RunStore(Protocol):
         """Applies a control move, whoever owns the run. The draft holds the last step's calls, those named by
         `call_ids` (only calls of this run) and the receipt of `request_id`, if there is one."""
 
-    async def owner_move(self, claim: Claim, move: Move[T]) -> T:
-        """Applies a move of the run's owner. Raises StaleClaimError if the run has another epoch."""
+    async def owner_move(self, claim: Claim, move: Move[T], *, block_ids: tuple[str, ...] = ()) -> T:
+        """Applies a move of the run's owner. Raises StaleClaimError if the run has another epoch.
+
+        The draft holds those of these memory blocks that there are, in this order; nobody else changes them meanwhile,
+        and its changes of them are part of the transaction.
+        """
 
     async def preview(
         self, tenant: str, run_id: str, move: Move[T], *, call_ids: tuple[str, ...] = (), request_id: str = ""
@@ -81,6 +86,9 @@ class RunStore(Protocol):
 
     async def get_pinned(self, tenant: str, run_id: str) -> Pinned:
         """What the run was pinned to at its start."""
+
+    async def memory_blocks(self, tenant: str, block_ids: tuple[str, ...]) -> tuple[BlockRecord, ...]:
+        """Those of these memory blocks that there are, in this order, as they are now."""
 
     async def events(self, tenant: str, run_id: str, after: int, limit: int) -> tuple[Event, ...]:
         """At most `limit` durable events numbered above `after`, in order, without a gap; a page also ends after

@@ -1,55 +1,60 @@
-"""A transcript of messages as text, for a model that did not take part."""
+"""A conversation as text, for a model that is to read it and not to take part in it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from agent_service.domain.content import Parts, images_of
 from agent_service.domain.message import (
     ApprovalContent,
     AssistantContent,
-    Content,
     Message,
     ReasoningContent,
+    SummaryContent,
     SystemContent,
     ToolCallsContent,
     ToolReturnContent,
     UserContent,
 )
+from agent_service.domain.tool import Outcome
 
-LONGEST_RETURN = 2000
-"""Characters of arguments or of a tool return; what is more is left out, with a mark."""
+MAX_CHARS = 4000
+"""Of a return, or of the arguments of a call; of longer ones the middle is left out."""
 
 
 def render(messages: Iterable[Message]) -> str:
-    """Who said what, in order: calls with their arguments, images as a mark. Reasoning is left out, and so is what
-    nobody said."""
-    return "\n".join(line for message in messages for line in _lines(message.content))
+    """Who said what, which tools were called and what they returned. Reasoning and decisions are left out."""
+    return "\n\n".join(line for message in messages for line in _lines(message))
 
 
-def shortened(text: str, most: int) -> str:
-    """The text, or its beginning and a mark that says how much is left out."""
-    left_out = len(text) - most
-    return text if left_out <= 0 else f"{text[:most]} [... {left_out} more characters]"
-
-
-def _lines(content: Content) -> list[str]:
-    match content:
+def _lines(message: Message) -> Iterator[str]:
+    match message.content:
         case UserContent(text, name, parts):
-            return [f"user{f' ({name})' if name else ''}: {_with_images(text, parts)}"]
+            yield _said(f"User ({name})" if name else "User", text, parts)
         case SystemContent(text):
-            return [f"system: {text}"]
+            yield f"System: {text}"
         case AssistantContent(text):
-            return [f"assistant: {text}"]
+            yield f"Assistant: {text}"
         case ToolCallsContent(calls):
-            return [f"assistant calls {c.name} with {shortened(c.arguments_json, LONGEST_RETURN)}" for c in calls]
-        case ToolReturnContent():
-            text = shortened(content.text, LONGEST_RETURN)
-            return [f"{content.name} {content.outcome.value}: {_with_images(text, content.parts)}"]
-        case ApprovalContent() | ReasoningContent():
-            return []
-    return []
+            for call in calls:
+                yield f"Assistant calls {call.name}: {_shortened(call.arguments_json)}"
+        case ToolReturnContent(name=name, outcome=outcome, text=text, parts=parts):
+            how = "returns" if outcome is Outcome.RETURNED else f"ends with {outcome.value}"
+            yield _said(f"Tool {name} {how}", _shortened(text), parts)
+        case SummaryContent(text) if text:
+            yield f"Summary of what was said before: {text}"
+        case ReasoningContent() | ApprovalContent() | SummaryContent():
+            pass
 
 
-def _with_images(text: str, parts: Parts) -> str:
-    return " ".join([text, *("[image]" for _ in images_of(parts))]).strip()
+def _said(who: str, text: str, parts: Parts) -> str:
+    images = len(images_of(parts))
+    marks = [f"[{images} image{'s' if images > 1 else ''}]"] if images else []
+    return f"{who}: {' '.join(filter(None, (text, *marks)))}"
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= MAX_CHARS:
+        return text
+    half = MAX_CHARS // 2
+    return f"{text[:half]} [... {len(text) - 2 * half} characters left out ...] {text[-half:]}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from agent_service.domain.draft import Snapshot
 from agent_service.domain.errors import Reason
+from agent_service.domain.memory import BlockRecord, memory_text
 from agent_service.domain.permit import Permit, permitted, rules_text
 from agent_service.domain.run import Pinned, Run, RunError
 from agent_service.domain.tool import CallState, ToolChoice, ToolChoiceMode
@@ -30,14 +31,17 @@ class Turn:
         return RunError(Reason.NO_ALLOWED_TOOLS, f"no tool may be called: {self.permit.dead_end}")
 
 
-def next_turn(run: Run, pinned: Pinned) -> Turn:
-    """The next request of a run. Its own tool choice holds for its first request, and to correct its answer."""
+def next_turn(run: Run, pinned: Pinned, blocks: Sequence[BlockRecord]) -> Turn:
+    """The next request of a run whose memory is this. Its own tool choice holds for its first request, and to correct
+    its answer."""
     choice = pinned.tool_choice if run.steps_taken == run.invalid_answers else ToolChoice()
     permit = permitted(pinned.tool_rules, run.rule_state, [tool.name for tool in pinned.tools])
-    if not pinned.tool_rules:
+    if not pinned.tool_rules and not blocks:
         return Turn(permit, choice, pinned)
-    prompt = rules_text(pinned.tool_rules, [tool.name for tool in pinned.tools])
-    shown = replace(pinned, system_prompt="\n\n".join(filter(None, (pinned.system_prompt, prompt))))
+    rules = rules_text(pinned.tool_rules, [tool.name for tool in pinned.tools])
+    # The memory last: what stands before it stays the same, and endpoints remember the beginning of a request.
+    texts = (pinned.system_prompt, rules, memory_text(blocks))
+    shown = replace(pinned, system_prompt="\n\n".join(filter(None, texts)))
     if permit.names:
         shown = replace(shown, tools=tuple(tool for tool in pinned.tools if tool.name in permit.names))
     return Turn(permit, _choice(permit, choice), shown)

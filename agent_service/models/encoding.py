@@ -18,6 +18,7 @@ from agent_service.domain.message import (
     AssistantContent,
     Message,
     ReasoningContent,
+    SummaryContent,
     SystemContent,
     ToolCallsContent,
     ToolReturnContent,
@@ -35,6 +36,8 @@ EncodeAnswer = Callable[[str, Sequence[ToolCall]], bytes]
 EncodeReturns = Callable[[Sequence[ToolReturnContent]], Iterable[bytes]]
 """From the returns of one answer, in the order of its calls, to what follows it."""
 
+SUMMARY_MARK = "[This conversation grew long. A summary stands here for its older messages:]"
+"""Over a summary. It is a user message: endpoints may take a system message in the first place only."""
 _BAD_IN_TOOL_NAME = re.compile(r"[^a-zA-Z0-9_-]")
 _BAD_IN_USER_NAME = re.compile(r"[\s<|\\/>]")
 _MAX_NAME_CHARS = 64
@@ -56,6 +59,8 @@ def encode_messages(messages: Sequence[Message], answer: EncodeAnswer, returned:
             pieces.append(_user(content))
         elif isinstance(content, SystemContent):
             pieces.append(system(content.text))
+        elif isinstance(content, SummaryContent) and content.text:
+            pieces.append(user(f"{SUMMARY_MARK}\n\n{content.text}"))
     if returns:
         raise ValueError(f"tool returns without their calls: {', '.join(returns)}")
     return b",".join(filter(None, pieces))

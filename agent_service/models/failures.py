@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 
@@ -13,6 +14,14 @@ from agent_service.models.json_text import to_utf8
 MAX_MESSAGE_CHARS = 500
 
 _NO_CREDIT = frozenset({"insufficient_quota", "billing_not_active"})
+_TOO_LONG = frozenset({"context_length_exceeded", "exceed_context_size_error", "context_exceeded"})
+"""As `code` or `type`: OpenAI's, and that of llama.cpp's server."""
+_SAID_TOO_LONG = re.compile(
+    r"maximum context length|exceeds? (?:the )?(?:available |model's )?context|prompt is too long", re.IGNORECASE
+)
+"""vLLM, OpenRouter and others say it in words only."""
+_TOO_LONG_STATUS = frozenset({400, 413, 422})
+_WINDOW = re.compile(r"context (?:length|size|window|limit)(?: is| of)?[ (:]*(\d+)", re.IGNORECASE)
 _RETRYABLE_STATUS = frozenset({408, 409, 429})
 _HINTS = {
     401: "the endpoint refused the API key: check OPENAI_API_KEY",
@@ -39,12 +48,14 @@ def error_status(status: int, error: object, *, attempts: int, retry_after: floa
     if status in _HINTS:
         # Endpoints repeat (parts of) the key when they refuse it.
         message = _HINTS[status] if status == 401 or not said else f"{_HINTS[status]}: {said}"
+    reason = _reason(status, code, kind, said)
     return ModelError(
-        _reason(status, code, kind),
+        reason,
         message,
         attempts=attempts,
         retry_after=retry_after,
         http_status=status,
+        window_tokens=_window(said) if reason is Reason.CONTEXT_TOO_LARGE else 0,
     )
 
 
@@ -57,7 +68,9 @@ def error_in_stream(raw: bytes) -> ModelError:
     said, code, kind = _read(error)
     # Some routers put the HTTP status of the provider behind them into `code`.
     status = int(code) if code.isascii() and code.isdigit() and len(code) == 3 else None
-    return ModelError(_reason(status, code, kind), f"the endpoint stopped the answer: {said or 'no reason given'}")
+    reason = _reason(status, code, kind, said)
+    window = _window(said) if reason is Reason.CONTEXT_TOO_LARGE else 0
+    return ModelError(reason, f"the endpoint stopped the answer: {said or 'no reason given'}", window_tokens=window)
 
 
 def _read(error: object) -> tuple[str, str, str]:
@@ -77,7 +90,15 @@ def _read(error: object) -> tuple[str, str, str]:
     )
 
 
-def _reason(status: int | None, code: str, kind: str) -> Reason:
+def _window(said: str) -> int:
+    """How many tokens the model takes, as an endpoint says it in words; 0 if it does not."""
+    found = _WINDOW.search(said)
+    return int(found[1]) if found else 0
+
+
+def _reason(status: int | None, code: str, kind: str, said: str) -> Reason:
+    if code in _TOO_LONG or kind in _TOO_LONG or (status in _TOO_LONG_STATUS and _SAID_TOO_LONG.search(said)):
+        return Reason.CONTEXT_TOO_LARGE
     if status == 402 or code in _NO_CREDIT or kind in _NO_CREDIT:
         return Reason.LLM_INSUFFICIENT_CREDITS
     if status is None:

@@ -6,6 +6,7 @@ import msgspec
 
 from agent_service.domain.draft import Receipt
 from agent_service.domain.event import DURABLE_TYPES, DurableBody, MessageStored
+from agent_service.domain.memory import BlockRecord
 from agent_service.domain.message import CONTENT_TYPES, Content, MessageType
 from agent_service.domain.registry import AgentRecord
 from agent_service.domain.run import Pinned, Run
@@ -23,6 +24,7 @@ _call = msgspec.json.Decoder(Call)
 _pinned = msgspec.json.Decoder(Pinned)
 _agent = msgspec.json.Decoder(AgentRecord)
 _receipt = msgspec.json.Decoder(Receipt)
+_block = msgspec.json.Decoder(BlockRecord)
 
 
 class UnknownCodecError(Exception):
@@ -79,6 +81,12 @@ def decode_receipt(version: int, text: str) -> Receipt:
     """A receipt."""
     _check(version)
     return _receipt.decode(text)
+
+
+def decode_block(version: int, text: str) -> BlockRecord:
+    """A memory block."""
+    _check(version)
+    return _block.decode(text)
 
 
 def _check(version: int) -> None:

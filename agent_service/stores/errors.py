@@ -29,6 +29,11 @@ def agent_not_found(agent_id: str) -> AgentServiceError:
     return AgentServiceError(Reason.AGENT_NOT_FOUND, f"agent_id: no agent '{agent_id}'")
 
 
+def memory_block_not_found(block_id: str) -> AgentServiceError:
+    """No memory block of this tenant has the id."""
+    return AgentServiceError(Reason.MEMORY_BLOCK_NOT_FOUND, f"memory_block_id: no memory block '{block_id}'")
+
+
 def run_id_deleted(run_id: str) -> AgentServiceError:
     """A deleted run had the id not long ago."""
     return AgentServiceError(

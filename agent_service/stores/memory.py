@@ -12,6 +12,7 @@ from agent_service.domain.draft import Change, Draft, NewId, Receipt, RunState, 
 from agent_service.domain.errors import StaleClaimError
 from agent_service.domain.event import Event
 from agent_service.domain.expiry import overdue
+from agent_service.domain.memory import BlockRecord
 from agent_service.domain.memory_work import DueWork
 from agent_service.domain.message import Message
 from agent_service.domain.moves import abandon
@@ -82,6 +83,7 @@ class MemoryStore:
         self.runs: dict[tuple[str, str], StoredRun] = {}
         self.conversations: dict[tuple[str, str], StoredConversation] = {}
         self.works = Works(lambda tenant, conversation_id: self.conversations[tenant, conversation_id].create_time)
+        self.blocks: dict[tuple[str, str], BlockRecord] = {}
         self._tombstones: dict[tuple[str, str], int] = {}
 
     def now(self) -> int:
@@ -134,35 +136,33 @@ class MemoryStore:
         self, tenant: str, run_id: str, move: Move[T], *, call_ids: tuple[str, ...] = (), request_id: str = ""
     ) -> T:
         """See RunStore."""
-        result, change = await self.preview(tenant, run_id, move, call_ids=call_ids, request_id=request_id)
-        if change is not None:
-            self._write(tenant, change)
-        return result
+        return self._apply(tenant, Draft(self._state(tenant, run_id, call_ids, request_id), self._new_id), move)
 
-    async def owner_move(self, claim: Claim, move: Move[T]) -> T:
+    async def owner_move(self, claim: Claim, move: Move[T], *, block_ids: tuple[str, ...] = ()) -> T:
         """See RunStore."""
         if self._stored(claim.tenant, claim.run_id).run.epoch != claim.epoch:
             raise StaleClaimError(claim)
-        return await self.move(claim.tenant, claim.run_id, move)
+        state = replace(self._state(claim.tenant, claim.run_id), blocks=self._blocks(claim.tenant, block_ids))
+        return self._apply(claim.tenant, Draft(state, self._new_id), move)
 
     async def preview(
         self, tenant: str, run_id: str, move: Move[T], *, call_ids: tuple[str, ...] = (), request_id: str = ""
     ) -> tuple[T, Change | None]:
         """See RunStore."""
-        stored = self._stored(tenant, run_id)
-        position = self._next_position(tenant, stored.run.conversation_id)
-        draft = Draft(stored.state(position, self._clock(), call_ids, request_id), self._new_id)
+        draft = Draft(self._state(tenant, run_id, call_ids, request_id), self._new_id)
         return move(draft), draft.change()
 
     async def get_run(self, tenant: str, run_id: str) -> Snapshot:
         """See RunStore."""
-        stored = self._stored(tenant, run_id)
-        position = self._next_position(tenant, stored.run.conversation_id)
-        return Draft(stored.state(position, self._clock()), self._new_id).snapshot
+        return Draft(self._state(tenant, run_id), self._new_id).snapshot
 
     async def get_pinned(self, tenant: str, run_id: str) -> Pinned:
         """See RunStore."""
         return self._stored(tenant, run_id).pinned
+
+    async def memory_blocks(self, tenant: str, block_ids: tuple[str, ...]) -> tuple[BlockRecord, ...]:
+        """See RunStore."""
+        return self._blocks(tenant, block_ids)
 
     async def events(self, tenant: str, run_id: str, after: int, limit: int) -> tuple[Event, ...]:
         """See RunStore."""
@@ -290,6 +290,20 @@ class MemoryStore:
     async def close(self) -> None:
         """Nothing to finish."""
 
+    def _blocks(self, tenant: str, block_ids: tuple[str, ...]) -> tuple[BlockRecord, ...]:
+        return tuple(self.blocks[tenant, block_id] for block_id in block_ids if (tenant, block_id) in self.blocks)
+
+    def _state(self, tenant: str, run_id: str, call_ids: tuple[str, ...] = (), request_id: str = "") -> RunState:
+        stored = self._stored(tenant, run_id)
+        position = self._next_position(tenant, stored.run.conversation_id)
+        return stored.state(position, self._clock(), call_ids, request_id)
+
+    def _apply(self, tenant: str, draft: Draft, move: Move[T]) -> T:
+        result, change = move(draft), draft.change()
+        if change is not None:
+            self._write(tenant, change)
+        return result
+
     def _stored(self, tenant: str, run_id: str) -> StoredRun:
         stored = self.runs.get((tenant, run_id))
         if stored is None:
@@ -336,6 +350,7 @@ class MemoryStore:
         self.conversations[tenant, run.conversation_id].messages.extend(change.messages)
         if change.memory_matters:
             self.works.note_stop(tenant, change)
+        self.blocks.update(((tenant, record.block.memory_block_id), record) for record in change.blocks)
         self._publish(tenant, run.run_id, change.events)
 
 

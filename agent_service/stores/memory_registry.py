@@ -16,14 +16,14 @@ from agent_service.domain.run import AgentDefinition
 from agent_service.engine.registry import EditAgent
 from agent_service.stores.errors import agent_not_found, conversation_not_found
 from agent_service.stores.memory import MemoryStore, StoredConversation, has_labels, in_page
+from agent_service.stores.memory_blocks import MemoryBlocks
 
 
-class MemoryRegistry:
+class MemoryRegistry(MemoryBlocks):
     """Implements Registry."""
 
     def __init__(self, store: MemoryStore, clock: Callable[[], int]) -> None:
-        self._store = store
-        self._clock = clock
+        super().__init__(store, clock)
         self._agents: dict[tuple[str, str], AgentRecord] = {}
 
     async def create_agent(self, tenant: str, definition: AgentDefinition) -> AgentRecord:

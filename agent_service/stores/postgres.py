@@ -6,16 +6,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from agent_service.domain.draft import Change, Draft, NewId, Snapshot
+from agent_service.domain.draft import Change, Draft, NewId, RunState, Snapshot
 from agent_service.domain.errors import AgentServiceError, StaleClaimError
 from agent_service.domain.event import Event
+from agent_service.domain.memory import BlockRecord
 from agent_service.domain.memory_work import DueWork
 from agent_service.domain.message import Message
 from agent_service.domain.moves import abandon
 from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCall, run_active
 from agent_service.domain.run import Claim, Owner, Pinned, RunStatus
 from agent_service.domain.start import NewRun, Started, plan_queued
+from agent_service.domain.values import replace
 from agent_service.engine.store import Move, Publish, Standing, T
+from agent_service.stores import postgres_block_rows as block_rows
 from agent_service.stores import postgres_leases as leases
 from agent_service.stores import postgres_lists as lists
 from agent_service.stores import postgres_rows as rows
@@ -113,9 +116,9 @@ class PostgresStore:
         """See RunStore."""
         return await self._move(Wanted(tenant, run_id, call_ids, request_id), move, None)
 
-    async def owner_move(self, claim: Claim, move: Move[T]) -> T:
+    async def owner_move(self, claim: Claim, move: Move[T], *, block_ids: tuple[str, ...] = ()) -> T:
         """See RunStore."""
-        return await self._move(Wanted(claim.tenant, claim.run_id), move, claim)
+        return await self._move(Wanted(claim.tenant, claim.run_id, block_ids=block_ids), move, claim)
 
     async def preview(
         self, tenant: str, run_id: str, move: Move[T], *, call_ids: tuple[str, ...] = (), request_id: str = ""
@@ -131,6 +134,10 @@ class PostgresStore:
     async def get_pinned(self, tenant: str, run_id: str) -> Pinned:
         """See RunStore."""
         return await rows.load_pinned(self.database, tenant, run_id)
+
+    async def memory_blocks(self, tenant: str, block_ids: tuple[str, ...]) -> tuple[BlockRecord, ...]:
+        """See RunStore."""
+        return await block_rows.load_blocks(self.database, tenant, block_ids)
 
     async def events(self, tenant: str, run_id: str, after: int, limit: int) -> tuple[Event, ...]:
         """See RunStore."""
@@ -256,26 +263,34 @@ class PostgresStore:
         in it; the database refuses that, and they are moved one after the other."""
         wanted = [job.what.wanted for job in jobs]
         await rows.lock_runs(db, wanted)
+        blocks = await _lock_blocks(db, wanted)
         writes = []
         for job, found in zip(jobs, await rows.load_states(db, wanted, self.hints.clock), strict=True):
             try:
-                written = self._apply(job, found)
+                written = self._apply(job, found, blocks)
             except Exception as error:
                 job.error = error
                 continue
             if written is not None:
                 writes.append(written)
+                # The moves after it see its edits.
+                blocks.update(_keyed(written))
         if writes:
             await rows.write_changes(db, writes)
+        changed = {key: record for written in writes for key, record in _keyed(written)}
+        if changed:
+            await block_rows.update_blocks(db, [(tenant, record) for (tenant, _), record in changed.items()])
 
-    def _apply(self, job: Job[_Asked], found: Found | None) -> Written | None:
+    def _apply(
+        self, job: Job[_Asked], found: Found | None, blocks: Mapping[block_rows.BlockKey, BlockRecord]
+    ) -> Written | None:
         """Makes the move; what is to be written, if anything is."""
         asked = job.what
         if found is None:
             raise run_not_found(asked.wanted.run_id)
         if asked.claim is not None and asked.claim.epoch != found.state.run.epoch:
             raise StaleClaimError(asked.claim)
-        draft = Draft(found.state, self._new_id)
+        draft = Draft(_with_blocks(found.state, asked.wanted, blocks), self._new_id)
         job.result = asked.move(draft)
         change = draft.change()
         if change is None:
@@ -295,6 +310,23 @@ class PostgresStore:
         self.hints.written()
         for tenant, run_id, events in told:
             self._publish(tenant, run_id, events)
+
+
+async def _lock_blocks(db: Connection, wanted: Sequence[Wanted]) -> dict[block_rows.BlockKey, BlockRecord]:
+    """The memory blocks of all moves of a batch, which mostly have none."""
+    keys = [(each.tenant, block_id) for each in wanted for block_id in each.block_ids]
+    return await block_rows.lock_blocks(db, keys) if keys else {}
+
+
+def _with_blocks(state: RunState, wanted: Wanted, blocks: Mapping[block_rows.BlockKey, BlockRecord]) -> RunState:
+    if not wanted.block_ids:
+        return state
+    keys = ((wanted.tenant, block_id) for block_id in wanted.block_ids)
+    return replace(state, blocks=tuple(blocks[key] for key in keys if key in blocks))
+
+
+def _keyed(written: Written) -> list[tuple[block_rows.BlockKey, BlockRecord]]:
+    return [((written.tenant, record.block.memory_block_id), record) for record in written.change.blocks]
 
 
 def _written(found: Found, change: Change) -> Written:

@@ -17,9 +17,8 @@ from agent_service.domain.run import AgentDefinition, RunStatus
 from agent_service.engine.registry import EditAgent
 from agent_service.stores import codec
 from agent_service.stores.errors import agent_not_found, conversation_not_found
-from agent_service.stores.postgres import PostgresStore
+from agent_service.stores.postgres_blocks import PostgresBlocks
 from agent_service.stores.postgres_database import Connection
-from agent_service.stores.postgres_hints import CLOCK
 from agent_service.stores.postgres_lists import load_conversation_value, load_conversations
 from agent_service.stores.postgres_rows import column, delete_runs
 from agent_service.stores.postgres_work import forget
@@ -28,12 +27,8 @@ if TYPE_CHECKING:
     from agent_service.stores.postgres_rows import Reader
 
 
-class PostgresRegistry:
+class PostgresRegistry(PostgresBlocks):
     """Implements Registry, on the connections of a store."""
-
-    def __init__(self, store: PostgresStore) -> None:
-        self._database = store.database
-        self._hints = store.hints
 
     async def create_agent(self, tenant: str, definition: AgentDefinition) -> AgentRecord:
         """See Registry."""
@@ -143,11 +138,6 @@ class PostgresRegistry:
             await db.execute("DELETE FROM conversations WHERE conversation_key = $1", key)
 
         await self._database.write(work)
-
-    async def _now(self, db: Connection) -> int:
-        if (now := self._hints.clock) is not None:
-            return now
-        return int(await db.fetchval(f"SELECT {CLOCK}"))
 
 
 async def _find_agent(db: Reader, tenant: str, agent_id: str, *, lock: bool = False) -> AgentRecord | None:

@@ -41,12 +41,13 @@ FINAL = "kind = 'run_stopped' AND strpos(body, '\"final\":true') > 0"
 
 
 class Wanted(NamedTuple):
-    """Which run, and what of it besides the calls of its last step."""
+    """Which run, what of it besides the calls of its last step, and which memory blocks."""
 
     tenant: str
     run_id: str
     call_ids: tuple[str, ...] = ()
     request_id: str = ""
+    block_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

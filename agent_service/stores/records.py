@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from agent_service.domain import expiry
 from agent_service.domain.event import DurableBody, Event, MessageStored
+from agent_service.domain.memory import BlockRecord
 from agent_service.domain.message import Message
 from agent_service.domain.run import Pinned, Run
 from agent_service.domain.tool import Call
@@ -121,6 +122,12 @@ def call_columns(call: Call) -> tuple[str, int, int, str, int, int, int, str]:
         codec.CODEC_VERSION,
         codec.encode(call),
     )
+
+
+def block_columns(record: BlockRecord) -> tuple[str, str, int, str]:
+    """memory_block_id, label, codec and body."""
+    block = record.block
+    return block.memory_block_id, block.label, codec.CODEC_VERSION, codec.encode(record)
 
 
 def message_columns(message: Message) -> tuple[int, str, str, str, int, str, int, str]:

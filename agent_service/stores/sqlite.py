@@ -10,13 +10,16 @@ from typing import Protocol, TypeVar
 from agent_service.domain.draft import Change, Draft, NewId, Snapshot
 from agent_service.domain.errors import AgentServiceError, Reason, StaleClaimError
 from agent_service.domain.event import Event
+from agent_service.domain.memory import BlockRecord
 from agent_service.domain.memory_work import DueWork
 from agent_service.domain.message import Message
 from agent_service.domain.moves import abandon
 from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCall, run_active
 from agent_service.domain.run import Claim, Owner, Pinned, Run, RunStatus
 from agent_service.domain.start import ConversationState, NewRun, Started, StartPlan, plan_queued, plan_start
+from agent_service.domain.values import replace
 from agent_service.engine.store import Move, Publish, Standing, T
+from agent_service.stores import sqlite_block_rows as block_rows
 from agent_service.stores import sqlite_leases as leases
 from agent_service.stores import sqlite_lists as lists
 from agent_service.stores import sqlite_rows as rows
@@ -124,9 +127,9 @@ class SqliteStore:
         """See RunStore."""
         return await self._move(tenant, run_id, move, call_ids, request_id, None)
 
-    async def owner_move(self, claim: Claim, move: Move[T]) -> T:
+    async def owner_move(self, claim: Claim, move: Move[T], *, block_ids: tuple[str, ...] = ()) -> T:
         """See RunStore."""
-        return await self._move(claim.tenant, claim.run_id, move, (), "", claim)
+        return await self._move(claim.tenant, claim.run_id, move, (), "", claim, block_ids)
 
     async def preview(
         self, tenant: str, run_id: str, move: Move[T], *, call_ids: tuple[str, ...] = (), request_id: str = ""
@@ -152,6 +155,10 @@ class SqliteStore:
     async def get_pinned(self, tenant: str, run_id: str) -> Pinned:
         """See RunStore."""
         return await self._reader.run(lambda db: rows.load_pinned(db, tenant, run_id))
+
+    async def memory_blocks(self, tenant: str, block_ids: tuple[str, ...]) -> tuple[BlockRecord, ...]:
+        """See RunStore."""
+        return await self._reader.run(lambda db: block_rows.load_blocks(db, tenant, block_ids))
 
     async def events(self, tenant: str, run_id: str, after: int, limit: int) -> tuple[Event, ...]:
         """See RunStore."""
@@ -264,17 +271,23 @@ class SqliteStore:
         call_ids: tuple[str, ...],
         request_id: str,
         claim: Claim | None,
+        block_ids: tuple[str, ...] = (),
     ) -> T:
         def work(db: sqlite3.Connection) -> tuple[T, list[_Published]]:
             run_key, run = rows.load_run(db, tenant, run_id)
             if claim is not None and claim.epoch != run.epoch:
                 raise StaleClaimError(claim)
-            draft = self._draft(db, run_key, run, call_ids, request_id)
+            state = rows.load_state(db, run_key, run, self._clock(), call_ids, request_id)
+            if block_ids:
+                state = replace(state, blocks=block_rows.load_blocks(db, tenant, block_ids))
+            draft = Draft(state, self._new_id)
             result = move(draft)
             change = draft.change()
             if change is None:
                 return result, []
             rows.write_change(db, tenant, run_key, rows.conversation_of(db, run_key), change)
+            if change.blocks:
+                block_rows.put_blocks(db, tenant, change.blocks)
             return result, [(tenant, run_id, change.events)]
 
         return await self._write(work)

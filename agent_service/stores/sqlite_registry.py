@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
 
 from agent_service.domain.registry import (
     AgentRecord,
@@ -18,19 +17,14 @@ from agent_service.domain.run import AgentDefinition, RunStatus
 from agent_service.engine.registry import EditAgent
 from agent_service.stores import codec
 from agent_service.stores.errors import agent_not_found, conversation_not_found
-from agent_service.stores.sqlite import SqliteStore
+from agent_service.stores.sqlite_blocks import SqliteBlocks
 from agent_service.stores.sqlite_lists import load_conversation_value, load_conversations
 from agent_service.stores.sqlite_rows import bury_run, delete_run_rows, find_conversation
 from agent_service.stores.sqlite_work import forget
 
 
-class SqliteRegistry:
+class SqliteRegistry(SqliteBlocks):
     """Implements Registry, on the connections of a store."""
-
-    def __init__(self, store: SqliteStore, clock: Callable[[], int]) -> None:
-        self._write = store.write
-        self._read = store.read
-        self._clock = clock
 
     async def create_agent(self, tenant: str, definition: AgentDefinition) -> AgentRecord:
         """See Registry."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import structlog
 
 from agent_service.engine.tools import ToolContext, ToolOutput
+from agent_service.functions import in_words, too_long
 
 log = structlog.get_logger()
-
-_MAX_ERROR = 1000
 
 
 def bounded(text: str, most: int) -> ToolOutput:
@@ -32,16 +31,10 @@ def failed(problem: str) -> ToolOutput:
 
 def timed_out(seconds: float) -> ToolOutput:
     """The error return of a tool that was started and did not end in time."""
-    return failed(f"timed out after {seconds:g} s; its outcome is unknown, it may have been executed")
+    return failed(too_long(seconds))
 
 
 def raised(name: str, error: BaseException, context: ToolContext) -> ToolOutput:
     """The error return for an exception, which is logged."""
     log.warning("tool.failed", tool=name, tool_call_id=context.tool_call_id, exc_info=error)
-    message = short(str(error))
-    return failed(f"{type(error).__name__}: {message}" if message else type(error).__name__)
-
-
-def short(message: str) -> str:
-    """As much of an error's message as the model is to read."""
-    return message[:_MAX_ERROR]
+    return failed(in_words(error))

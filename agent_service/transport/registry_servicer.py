@@ -1,4 +1,4 @@
-"""AgentRegistryService: agents and conversations."""
+"""AgentRegistryService: agents and conversations; memory blocks are in a file of their own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import grpc
 from agentrpc.v1 import agent_registry_service_pb2 as pb
-from agentrpc.v1 import agent_registry_service_pb2_grpc as pb_grpc
 from agentrpc.v1 import agents_pb2
 
 from agent_service.domain.errors import FieldViolation, invalid
@@ -22,14 +21,10 @@ from agent_service.domain.run import (
     MemoryPlan,
     Sleeptime,
 )
-from agent_service.engine.agents import Agents
-from agent_service.engine.commands import Caller
-from agent_service.engine.limits import Limits
-from agent_service.engine.registry import Registry
-from agent_service.engine.runs import Runs
 from agent_service.transport import translate
+from agent_service.transport.memory_servicer import MemoryServicer
 from agent_service.transport.paging import bounded_page, page_size, read_page, read_token, write_token
-from agent_service.transport.requests import Reader
+from agent_service.transport.requests import Reader, masked
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -49,18 +44,13 @@ _CHANGEABLE = (
     "message_argument",
     "tool_rules",
     "sleeptime",
+    "memory_block_ids",
+    "context",
 )
 
 
-class AgentRegistryServicer(pb_grpc.AgentRegistryServiceServicer):
+class AgentRegistryServicer(MemoryServicer):
     """Adapts AgentRegistryService onto agents and the registry."""
-
-    def __init__(self, agents: Agents, registry: Registry, runs: Runs, limits: Limits, caller: Caller) -> None:
-        self._agents = agents
-        self._registry = registry
-        self._runs = runs
-        self._limits = limits
-        self._caller = caller
 
     async def CreateAgent(self, request: pb.CreateAgentRequest, context: Context) -> pb.CreateAgentResponse:
         definition = self._definition(request.agent)
@@ -89,7 +79,7 @@ class AgentRegistryServicer(pb_grpc.AgentRegistryServiceServicer):
         reader.required_id("agent_id", request.agent.agent_id, "the agent")
         reader.done()
         wanted = self._definition(request.agent)
-        paths = _mask(list(request.update_mask.paths))
+        paths = masked(request.update_mask.paths, _CHANGEABLE)
 
         def edit(present: AgentDefinition) -> AgentDefinition:
             return replace(present, **{name: getattr(wanted, name) for name in paths})
@@ -200,6 +190,10 @@ class AgentRegistryServicer(pb_grpc.AgentRegistryServiceServicer):
             message_argument=agent.message_argument or MESSAGE_ARGUMENT,
             tool_rules=reader.tool_rules(agent.tool_rules),
             sleeptime=_sleeptime(reader, agent.sleeptime) if agent.HasField("sleeptime") else None,
+            memory_block_ids=tuple(
+                reader.id(f"memory_block_ids[{i}]", v) for i, v in enumerate(agent.memory_block_ids)
+            ),
+            context=reader.context_policy("context", agent.context),
         )
         if agent.kind not in _KINDS:
             reader.problems.add("agent.kind", f"{agent.kind} is not a value of AgentKind")

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from agentrpc.v1 import agent_service_pb2 as pb
-from agentrpc.v1 import messages_pb2, sort_order_pb2, tool_rules_pb2, tools_pb2
+from agentrpc.v1 import agents_pb2, messages_pb2, sort_order_pb2, tool_rules_pb2, tools_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from agent_service.domain.content import Parts
 from agent_service.domain.errors import FieldViolation, Reason, invalid
 from agent_service.domain.message import InputContent, MessageType, SystemContent, UserContent
+from agent_service.domain.policy import ContextPolicy, problems
 from agent_service.domain.rules import ToolRule
 from agent_service.domain.run import ResponseFormat
 from agent_service.domain.start import OnBusy
@@ -23,6 +24,7 @@ from agent_service.engine.commands import StartCommand, SubmitCommand, View, can
 from agent_service.engine.limits import Limits
 from agent_service.engine.schemas import schema_problem
 from agent_service.transport.parts import PartsReader
+from agent_service.transport.policies import read_policy
 from agent_service.transport.structs import struct_json
 from agent_service.transport.tool_rules import read_rules
 
@@ -172,6 +174,16 @@ class Reader:
 
     def _add(self, field: str, description: str, reason: Reason = Reason.INVALID_FIELD) -> None:
         self.problems.add(self._prefix + field, description, reason)
+
+    def context_policy(self, field: str, policy: agents_pb2.ContextPolicy) -> ContextPolicy:
+        """How conversations are compacted."""
+        read = read_policy(policy)
+        if read is None:
+            self._add(f"{field}.strategy", f"{policy.strategy} is not a value of CompactionStrategy")
+            return ContextPolicy()
+        for name, problem in problems(read, self._limits.max_summary_prompt_bytes):
+            self._add(f"{field}.{name}", problem)
+        return read
 
     def bounded(self, field: str, text: str, most: int) -> None:
         """A text of at most so many bytes."""
@@ -376,6 +388,15 @@ class Reader:
         if not value:
             self._add(f"{path}.tool_call_id", "is empty; name a pending call")
         return value
+
+
+def masked(paths: Sequence[str], changeable: tuple[str, ...]) -> tuple[str, ...]:
+    """The fields that an update changes; all if none is named. Raises INVALID_FIELD."""
+    unknown = [path for path in paths if path not in changeable]
+    if unknown:
+        listed = ", ".join(changeable)
+        raise invalid(FieldViolation("update_mask", f"'{unknown[0][:64]}' cannot be changed; these can: {listed}"))
+    return tuple(paths) or changeable
 
 
 def _told(parts: Parts) -> list[object]:

@@ -33,6 +33,8 @@ CAPABILITIES = (
     "tool_rules",
     "parallel_tools",
     "sleeptime",
+    "memory_blocks",
+    "compaction",
 )
 """What clients may rely on."""
 

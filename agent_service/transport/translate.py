@@ -12,6 +12,7 @@ from agentrpc.v1 import (
     errors_pb2,
     events_pb2,
     inbox_service_pb2,
+    memory_pb2,
     messages_pb2,
     runs_pb2,
     server_service_pb2,
@@ -25,6 +26,7 @@ from agent_service.domain import message as msg
 from agent_service.domain.content import ImageDetail, Part
 from agent_service.domain.draft import Snapshot
 from agent_service.domain.errors import Reason
+from agent_service.domain.memory import BlockRecord
 from agent_service.domain.registry import Conversation, WaitingCall
 from agent_service.domain.run import AgentKind, Run, RunError, RunStatus, Sleeptime, StopReason, Usage
 from agent_service.domain.tool import Outcome, PendingCall, PendingKind, ToolCall, pending_of
@@ -32,6 +34,7 @@ from agent_service.engine.agents import KnownAgent
 from agent_service.engine.commands import Built
 from agent_service.engine.inbox import Added, Removed, Synced
 from agent_service.engine.limits import Limits
+from agent_service.transport.policies import STRATEGIES, context_policy
 from agent_service.transport.tool_rules import tool_rule
 
 
@@ -128,6 +131,8 @@ def agent(value: KnownAgent) -> agents_pb2.Agent:
         is_default=value.is_default,
         tool_rules=map(tool_rule, definition.tool_rules),
         sleeptime=_sleeptime(definition.sleeptime) if definition.sleeptime else None,
+        memory_block_ids=definition.memory_block_ids,
+        context=context_policy(definition.context),
     )
 
 
@@ -136,6 +141,23 @@ def _sleeptime(value: Sleeptime) -> agents_pb2.Sleeptime:
         foreground_agent_id=value.foreground_agent_id,
         memory_agent_ids=value.plan.memory_agent_ids,
         every=value.plan.every,
+    )
+
+
+def memory_block(value: BlockRecord) -> memory_pb2.MemoryBlock:
+    """A memory block."""
+    block = value.block
+    return memory_pb2.MemoryBlock(
+        memory_block_id=block.memory_block_id,
+        label=block.label,
+        value=block.value,
+        description=block.description,
+        limit=block.limit,
+        read_only=block.read_only,
+        etag=value.etag,
+        revision=value.revision,
+        create_time=timestamp(value.create_time),
+        update_time=timestamp(value.update_time),
     )
 
 
@@ -179,6 +201,8 @@ def message(value: msg.Message) -> messages_pb2.Message:
                     tool_call_id=tool_call_id, approved=approved, edited_arguments_json=edited, note=note
                 )
             )
+        case msg.SummaryContent(text, through):
+            result.summary.CopyFrom(messages_pb2.SummaryMessage(text=text, through_position=through))
     return result
 
 
@@ -333,6 +357,12 @@ def _set_run_body(result: events_pb2.RunEvent, body: ev.Body) -> None:
             result.tool_returns_accepted.CopyFrom(receipt(body))
         case ev.StepRestarted(attempt, reason):
             result.step_restarted.CopyFrom(events_pb2.StepRestarted(attempt=attempt, reason=reason))
+        case ev.MemoryRead(blocks):
+            result.memory_read.SetInParent()
+            for b in blocks:
+                result.memory_read.blocks.add(memory_block_id=b.memory_block_id, label=b.label, revision=b.revision)
+        case ev.Compaction():
+            result.compaction.CopyFrom(_compaction(body))
         case ev.RunStopped():
             result.run_stopped.CopyFrom(
                 events_pb2.RunStopped(
@@ -344,6 +374,18 @@ def _set_run_body(result: events_pb2.RunEvent, body: ev.Body) -> None:
                     error=run_error(body.error),
                 )
             )
+
+
+def _compaction(value: ev.Compaction) -> events_pb2.Compaction:
+    return events_pb2.Compaction(
+        strategy=STRATEGIES[value.strategy],
+        message_id=value.message_id,
+        position=value.position,
+        through_position=value.through_position,
+        tokens_before=value.tokens_before,
+        tokens_after=value.tokens_after,
+        messages_left_out=value.left_out,
+    )
 
 
 def built(value: Built) -> agent_service_pb2.BuildRequestResponse:

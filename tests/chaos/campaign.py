@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-from agentrpc.v1 import runs_pb2
+from agentrpc.v1 import agents_pb2, runs_pb2
 
+from tests.chaos import tools
 from tests.chaos.checker import check
 from tests.chaos.evidence import Evidence, gather
 from tests.chaos.fleet import Fleet, Setup, fleet
@@ -18,13 +19,15 @@ from tests.chaos.journal import Journal
 from tests.chaos.killer import Killer
 from tests.chaos.line import Line, RefusedError, lines
 from tests.chaos.memory import cancel_some, prepare
-from tests.chaos.model import endpoint
+from tests.chaos.model import SUMMARY_PROMPT, asks_for_summary, endpoint
 from tests.chaos.outages import Outages
-from tests.chaos.plans import turns
+from tests.chaos.plans import COMPACTING, turns
 from tests.chaos.talker import Talker
 from tests.service import connected
 
 _KILLS_PER_CANCEL = 8
+NARROW = agents_pb2.ContextPolicy(window_tokens=4000, threshold=0.09, keep=0.02, summary_prompt=SUMMARY_PROMPT)
+"""Compacts after every few answers. What is summed up fits into one request."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ async def attack(setup: Setup, seed: int, size: Size) -> Attack:
             await servers.start()
             async with connected(servers.targets[0]) as client:
                 await prepare(client)
+                await client.create_agent(COMPACTING, server_tools=tools.__all__, context=NARROW)
             async with lines(servers.targets, journal) as line_for:
                 await _load(line_for, killer, journal, seed, size)
             async with connected(servers.targets[-1]) as client:
@@ -139,5 +143,7 @@ def _counts(evidence: Evidence) -> Counter[str]:
     counts = Counter(f"runs {name.lower()}" for name in names)
     counts["memory runs"] = len(evidence.parts)
     counts["model requests"] = len(evidence.requests)
+    counts["requests for summaries"] = sum(map(asks_for_summary, evidence.requests))
+    counts["compactions"] = sum(m.HasField("summary") for found in evidence.messages.values() for m in found)
     counts["server tools executed"] = sum(map(len, evidence.executions.values()))
     return counts

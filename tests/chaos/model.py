@@ -1,7 +1,8 @@
 """The model endpoint of a campaign: it decides each answer from the request's messages alone, and marks it.
 
 A mark is `[digest.count]`: the digest is of the history that was answered, the count tells how often that history was
-sent. So a stored answer shows what it answers, and a history with two stored answers is seen.
+sent. So a stored answer shows what it answers, and a history with two stored answers is seen. A summary tells what the
+model has to know to go on: what it was asked last, and how much of it is done.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from tests.scripted_openai.request import canonical, text
 from tests.sleepers import KEEPER_MODEL
 
 MARK = re.compile(r"\[([0-9a-f]{16})\.(\d+)\]")
+SUMMARY_PROMPT = "Say what was asked last, and how much of it is done."
+_ASKED = re.compile(r'\{"conversation": .*\}')
+"""What a turn says (see `plans.Turn.text`), in a message of its own, in a summary or in a transcript."""
+_ANSWERED = re.compile(rf"^Assistant: {MARK.pattern}", re.MULTILINE)
 _SLOW, _BROKEN = 5, 11
 """One answer of so many is written slowly; the first attempt of one of so many breaks off."""
 _PIECE_SECONDS = 0.04
@@ -65,10 +70,15 @@ def usage_of(digest: str) -> Usage:
     return Usage(prompt=number % 1009 + 1, completion=number % 97 + 1, cached=0, reasoning=0)
 
 
+def asks_for_summary(request: Request) -> bool:
+    """Whether a conversation is to be compacted."""
+    return request.system == SUMMARY_PROMPT
+
+
 def turn_of(request: Request) -> dict[str, Any]:
-    """What the last user message asks for."""
+    """What the last user message asks for; `done` counts answers that a summary before it stands for."""
     said = [text(message) for message in request.history if message["role"] == "user"]
-    asked: dict[str, Any] = json.loads(said[-1])
+    asked: dict[str, Any] = json.loads(_ASKED.findall("\n".join(said))[-1])
     return asked
 
 
@@ -88,12 +98,21 @@ def repeats_memory(request: Request) -> bool:
 
 
 def _reply(request: Request, mark: str, usage: Usage) -> Reply:
-    steps = [["look_up"]] if of_memory(request) else turn_of(request)["steps"]
-    done = _answers_since_user(request.history)
+    if asks_for_summary(request):
+        return says(f"{mark} {json.dumps(_summed_up(request))}", usage=usage)
+    turn: dict[str, Any] = {"steps": [["look_up"]]} if of_memory(request) else turn_of(request)
+    steps, done = turn["steps"], turn.get("done", 0) + _answers_since_user(request.history)
     if done >= len(steps):
         return says(f"{mark} All of that is done, and this is how it ended.", usage=usage)
     wanted = [(name, {"what": f"{mark} {index}"}) for index, name in enumerate(steps[done])]
     return calls(*wanted, text=f"{mark} Let me see.", usage=usage)
+
+
+def _summed_up(request: Request) -> dict[str, Any]:
+    """The turn that was asked for last, with all its answers in the transcript."""
+    turn, told = turn_of(request), text(request.last)
+    after = told[list(_ASKED.finditer(told))[-1].end() :]
+    return turn | {"done": turn.get("done", 0) + len(_ANSWERED.findall(after))}
 
 
 def _answers_since_user(history: list[dict[str, Any]]) -> int:

@@ -22,6 +22,10 @@ BUSY = ("", "enqueue", "supersede")
 
 _READ = 4
 """Of so many conversations memory agents read one."""
+COMPACTING = "compacting"
+"""The agent whose conversations are compacted again and again."""
+_COMPACTED = 3
+"""One conversation of so many has it."""
 
 _STEPS: Sequence[tuple[str, ...]] = (
     ("ask",),
@@ -58,8 +62,15 @@ class Turn:
 
     @property
     def agent_id(self) -> str:
-        """The sleeptime agent, or the default one."""
+        """The one whose conversations are compacted, the sleeptime agent, or the default one."""
+        if self.compacts:
+            return COMPACTING
         return AGENT if self.conversation % _READ == 0 else ""
+
+    @property
+    def compacts(self) -> bool:
+        """Whether its conversation is compacted."""
+        return self.conversation % _COMPACTED == 0
 
     @property
     def text(self) -> str:

@@ -15,11 +15,12 @@ from agent_service.cli import main
 from agent_service.domain import memory_work, moves, recovery, submit
 from agent_service.domain.draft import Draft, Receipt
 from agent_service.domain.event import Event, RunStopped
+from agent_service.domain.message import Message
 from agent_service.domain.run import Claim, Pinned, RunStatus
 from agent_service.domain.submit import CallAnswer, Submission, Submitted
 from agent_service.domain.tool import Call, CallState
 from agent_service.domain.values import replace
-from agent_service.engine import leases, runs
+from agent_service.engine import context, leases, runs
 from agent_service.engine.store import Move
 from agent_service.stores import sqlite, sqlite_rows, sqlite_thread, sqlite_work
 
@@ -160,6 +161,17 @@ def read_when_begun() -> None:
     patch(sqlite_work, "taken", taken_and_read)
 
 
+def kept_message_lost() -> None:
+    """Of the messages that a compaction keeps, the model is not shown the first."""
+    begin_with = context._Entry.begin_with
+
+    def begin_later(self: Any, summary: Message, messages: list[Message]) -> None:
+        begin_with(self, summary, messages)
+        self.position, self.waiting = self.position + 1, self.waiting[1:]
+
+    patch(context._Entry, "begin_with", begin_later)
+
+
 BUGS: dict[str, Callable[[], None]] = {
     bug.__name__: bug
     for bug in (
@@ -173,6 +185,7 @@ BUGS: dict[str, Callable[[], None]] = {
         doubled_resume,
         started_tool_runs_again,
         read_when_begun,
+        kept_message_lost,
     )
 }
 

@@ -20,8 +20,8 @@ CREATE TABLE calls (
     codec INTEGER NOT NULL,
     body TEXT NOT NULL
 , claim_expire_time INTEGER NOT NULL DEFAULT 0) STRICT;
-INSERT INTO "calls" VALUES('call_644b25c5ef9bd6e52928e589','default',2,1,1795536743227408803,'returned',0,1,'{"tool_call_id":"call_644b25c5ef9bd6e52928e589","provider_call_id":"call_0","step_id":"step_26f847979c20d2729b53fcc1","step":1,"index":0,"name":"get_secret_code","arguments_json":"{\"name\": \"Alice\"}","executor":"client","state":"returned","edited_arguments_json":"","answer_digest":"6390089d85d41fda29bc4ffc78518a28abe74b576e7d4a4014ea0c21aebb524f","answer_sequence":6,"settle_time":1795536743230046029,"pending_time":1795536743227408803,"attempts":0,"timeout":0,"on_timeout":"return_error","deadline":0,"worker_id":"","claim_token":"","claim_expire_time":0,"ends_run":false}',0);
-INSERT INTO "calls" VALUES('call_6c5c436dcc5165f09495a465','default',2,1,1795536743227408803,'pending',0,1,'{"tool_call_id":"call_6c5c436dcc5165f09495a465","provider_call_id":"call_1","step_id":"step_26f847979c20d2729b53fcc1","step":1,"index":1,"name":"get_secret_code","arguments_json":"{\"name\": \"Bob\"}","executor":"client","state":"pending","edited_arguments_json":"","answer_digest":"","answer_sequence":0,"settle_time":0,"pending_time":1795536743227408803,"attempts":0,"timeout":0,"on_timeout":"return_error","deadline":0,"worker_id":"","claim_token":"","claim_expire_time":0,"ends_run":false}',0);
+INSERT INTO "calls" VALUES('call_0b0f2e865ad01ee90261e095','default',2,1,1795536052058421362,'returned',0,1,'{"tool_call_id":"call_0b0f2e865ad01ee90261e095","provider_call_id":"call_0","step_id":"step_be5156c8a90b21f29c606c9c","step":1,"index":0,"name":"get_secret_code","arguments_json":"{\"name\": \"Alice\"}","executor":"client","state":"returned","edited_arguments_json":"","answer_digest":"6390089d85d41fda29bc4ffc78518a28abe74b576e7d4a4014ea0c21aebb524f","answer_sequence":6,"settle_time":1795536052065772783,"pending_time":1795536052058421362,"attempts":0,"timeout":0,"on_timeout":"return_error","deadline":0,"worker_id":"","claim_token":"","claim_expire_time":0,"ends_run":false}',0);
+INSERT INTO "calls" VALUES('call_c516dcf0ca7acf034e6bde68','default',2,1,1795536052058421362,'pending',0,1,'{"tool_call_id":"call_c516dcf0ca7acf034e6bde68","provider_call_id":"call_1","step_id":"step_be5156c8a90b21f29c606c9c","step":1,"index":1,"name":"get_secret_code","arguments_json":"{\"name\": \"Bob\"}","executor":"client","state":"pending","edited_arguments_json":"","answer_digest":"","answer_sequence":0,"settle_time":0,"pending_time":1795536052058421362,"attempts":0,"timeout":0,"on_timeout":"return_error","deadline":0,"worker_id":"","claim_token":"","claim_expire_time":0,"ends_run":false}',0);
 CREATE TABLE conversations (
     conversation_key INTEGER PRIMARY KEY,
     tenant TEXT NOT NULL,
@@ -31,7 +31,7 @@ CREATE TABLE conversations (
     labels TEXT NOT NULL DEFAULT '{}',
     UNIQUE (tenant, conversation_id)
 ) STRICT;
-INSERT INTO "conversations" VALUES(1,'default','conv_8dd97d9f5ce6b880f4877c32',6,1795536743202552967,'{}');
+INSERT INTO "conversations" VALUES(1,'default','conv_2602cc8a74acb3dd428c5f19',6,1795536052037234196,'{}');
 CREATE TABLE events (
     run_key INTEGER NOT NULL REFERENCES runs,
     sequence INTEGER NOT NULL,
@@ -44,19 +44,19 @@ CREATE TABLE events (
     PRIMARY KEY (run_key, sequence),
     CHECK ((position IS NULL) <> (body IS NULL))
 ) STRICT, WITHOUT ROWID;
-INSERT INTO "events" VALUES(1,1,'',1795536743202552967,'run_accepted',NULL,1,'{"conversation_id":"conv_8dd97d9f5ce6b880f4877c32","agent_id":"default","overridden_tools":[]}');
-INSERT INTO "events" VALUES(1,2,'',1795536743202552967,'message_stored',1,1,NULL);
-INSERT INTO "events" VALUES(1,3,'',1795536743202552967,'run_started',NULL,1,'{"epoch":1,"cause":"start"}');
-INSERT INTO "events" VALUES(1,4,'step_76776eafb376a5a7f0fa77d0',1795536743216260442,'message_stored',2,1,NULL);
-INSERT INTO "events" VALUES(1,5,'',1795536743216260442,'run_stopped',NULL,1,'{"status":"completed","stop_reason":"end_turn","final":true,"remaining":[],"usage":{"prompt_tokens":10,"completion_tokens":5,"total_tokens":15,"cached_prompt_tokens":0,"reasoning_tokens":0},"error":null}');
-INSERT INTO "events" VALUES(2,1,'',1795536743220987536,'run_accepted',NULL,1,'{"conversation_id":"conv_8dd97d9f5ce6b880f4877c32","agent_id":"default","overridden_tools":[]}');
-INSERT INTO "events" VALUES(2,2,'',1795536743220987536,'message_stored',3,1,NULL);
-INSERT INTO "events" VALUES(2,3,'',1795536743220987536,'run_started',NULL,1,'{"epoch":1,"cause":"start"}');
-INSERT INTO "events" VALUES(2,4,'step_26f847979c20d2729b53fcc1',1795536743227408803,'message_stored',4,1,NULL);
-INSERT INTO "events" VALUES(2,5,'',1795536743227408803,'run_stopped',NULL,1,'{"status":"paused","stop_reason":"requires_approval","final":false,"remaining":[{"tool_call_id":"call_644b25c5ef9bd6e52928e589","name":"get_secret_code","arguments_json":"{\"name\": \"Alice\"}","kind":"client_execution","index":0,"deadline":0},{"tool_call_id":"call_6c5c436dcc5165f09495a465","name":"get_secret_code","arguments_json":"{\"name\": \"Bob\"}","kind":"client_execution","index":1,"deadline":0}],"usage":{"prompt_tokens":10,"completion_tokens":5,"total_tokens":15,"cached_prompt_tokens":0,"reasoning_tokens":0},"error":null}');
-INSERT INTO "events" VALUES(2,6,'',1795536743230046029,'tool_returns_accepted',NULL,1,'{"request_id":"req_1","accepted":["call_644b25c5ef9bd6e52928e589"],"already_settled":[],"remaining":[{"tool_call_id":"call_6c5c436dcc5165f09495a465","name":"get_secret_code","arguments_json":"{\"name\": \"Bob\"}","kind":"client_execution","index":1,"deadline":0}]}');
-INSERT INTO "events" VALUES(2,7,'step_26f847979c20d2729b53fcc1',1795536743230046029,'message_stored',5,1,NULL);
-INSERT INTO "events" VALUES(2,8,'',1795536743230046029,'run_stopped',NULL,1,'{"status":"paused","stop_reason":"requires_approval","final":false,"remaining":[{"tool_call_id":"call_6c5c436dcc5165f09495a465","name":"get_secret_code","arguments_json":"{\"name\": \"Bob\"}","kind":"client_execution","index":1,"deadline":0}],"usage":{"prompt_tokens":10,"completion_tokens":5,"total_tokens":15,"cached_prompt_tokens":0,"reasoning_tokens":0},"error":null}');
+INSERT INTO "events" VALUES(1,1,'',1795536052037234196,'run_accepted',NULL,1,'{"conversation_id":"conv_2602cc8a74acb3dd428c5f19","agent_id":"default","overridden_tools":[]}');
+INSERT INTO "events" VALUES(1,2,'',1795536052037234196,'message_stored',1,1,NULL);
+INSERT INTO "events" VALUES(1,3,'',1795536052037234196,'run_started',NULL,1,'{"epoch":1,"cause":"start"}');
+INSERT INTO "events" VALUES(1,4,'step_8d4edd6df46c627229e6829d',1795536052047961804,'message_stored',2,1,NULL);
+INSERT INTO "events" VALUES(1,5,'',1795536052047961804,'run_stopped',NULL,1,'{"status":"completed","stop_reason":"end_turn","final":true,"remaining":[],"usage":{"prompt_tokens":10,"completion_tokens":5,"total_tokens":15,"cached_prompt_tokens":0,"reasoning_tokens":0},"error":null}');
+INSERT INTO "events" VALUES(2,1,'',1795536052053413920,'run_accepted',NULL,1,'{"conversation_id":"conv_2602cc8a74acb3dd428c5f19","agent_id":"default","overridden_tools":[]}');
+INSERT INTO "events" VALUES(2,2,'',1795536052053413920,'message_stored',3,1,NULL);
+INSERT INTO "events" VALUES(2,3,'',1795536052053413920,'run_started',NULL,1,'{"epoch":1,"cause":"start"}');
+INSERT INTO "events" VALUES(2,4,'step_be5156c8a90b21f29c606c9c',1795536052058421362,'message_stored',4,1,NULL);
+INSERT INTO "events" VALUES(2,5,'',1795536052058421362,'run_stopped',NULL,1,'{"status":"paused","stop_reason":"requires_approval","final":false,"remaining":[{"tool_call_id":"call_0b0f2e865ad01ee90261e095","name":"get_secret_code","arguments_json":"{\"name\": \"Alice\"}","kind":"client_execution","index":0,"deadline":0},{"tool_call_id":"call_c516dcf0ca7acf034e6bde68","name":"get_secret_code","arguments_json":"{\"name\": \"Bob\"}","kind":"client_execution","index":1,"deadline":0}],"usage":{"prompt_tokens":10,"completion_tokens":5,"total_tokens":15,"cached_prompt_tokens":0,"reasoning_tokens":0},"error":null}');
+INSERT INTO "events" VALUES(2,6,'',1795536052065772783,'tool_returns_accepted',NULL,1,'{"request_id":"req_1","accepted":["call_0b0f2e865ad01ee90261e095"],"already_settled":[],"remaining":[{"tool_call_id":"call_c516dcf0ca7acf034e6bde68","name":"get_secret_code","arguments_json":"{\"name\": \"Bob\"}","kind":"client_execution","index":1,"deadline":0}]}');
+INSERT INTO "events" VALUES(2,7,'step_be5156c8a90b21f29c606c9c',1795536052065772783,'message_stored',5,1,NULL);
+INSERT INTO "events" VALUES(2,8,'',1795536052065772783,'run_stopped',NULL,1,'{"status":"paused","stop_reason":"requires_approval","final":false,"remaining":[{"tool_call_id":"call_c516dcf0ca7acf034e6bde68","name":"get_secret_code","arguments_json":"{\"name\": \"Bob\"}","kind":"client_execution","index":1,"deadline":0}],"usage":{"prompt_tokens":10,"completion_tokens":5,"total_tokens":15,"cached_prompt_tokens":0,"reasoning_tokens":0},"error":null}');
 CREATE TABLE messages (
     conversation_key INTEGER NOT NULL REFERENCES conversations,
     position INTEGER NOT NULL,
@@ -69,11 +69,11 @@ CREATE TABLE messages (
     body TEXT NOT NULL,
     PRIMARY KEY (conversation_key, position)
 ) STRICT;
-INSERT INTO "messages" VALUES(1,1,'msg_371f7f7702c243d6966a7f9f','run_first','',1795536743202552967,'user',1,'{"text":"Hello.","name":"","parts":[]}');
-INSERT INTO "messages" VALUES(1,2,'msg_6edc50458ce65ccbed23734b','run_first','step_76776eafb376a5a7f0fa77d0',1795536743216260442,'assistant',1,'{"text":"Hello, I am here."}');
-INSERT INTO "messages" VALUES(1,3,'msg_95de52352fcaab183ad0c152','run_paused','',1795536743220987536,'user',1,'{"text":"The codes of Alice and Bob?","name":"","parts":[]}');
-INSERT INTO "messages" VALUES(1,4,'msg_5340bd51d8aa982b7345d8a5','run_paused','step_26f847979c20d2729b53fcc1',1795536743227408803,'tool_call',1,'{"calls":[{"tool_call_id":"call_644b25c5ef9bd6e52928e589","name":"get_secret_code","arguments_json":"{\"name\": \"Alice\"}"},{"tool_call_id":"call_6c5c436dcc5165f09495a465","name":"get_secret_code","arguments_json":"{\"name\": \"Bob\"}"}]}');
-INSERT INTO "messages" VALUES(1,5,'msg_432fecdf05b159d916ed399b','run_paused','step_26f847979c20d2729b53fcc1',1795536743230046029,'tool_return',1,'{"tool_call_id":"call_644b25c5ef9bd6e52928e589","name":"get_secret_code","outcome":"returned","text":"ALPHA-7","stdout":"","stderr":"","truncated":false,"parts":[]}');
+INSERT INTO "messages" VALUES(1,1,'msg_e014973f600f4332c668e94d','run_first','',1795536052037234196,'user',1,'{"text":"Hello.","name":"","parts":[]}');
+INSERT INTO "messages" VALUES(1,2,'msg_b423b874bc7719de20411173','run_first','step_8d4edd6df46c627229e6829d',1795536052047961804,'assistant',1,'{"text":"Hello, I am here."}');
+INSERT INTO "messages" VALUES(1,3,'msg_74c8544e8a9aef24030d9354','run_paused','',1795536052053413920,'user',1,'{"text":"The codes of Alice and Bob?","name":"","parts":[]}');
+INSERT INTO "messages" VALUES(1,4,'msg_01be3e4be1848379eac8b87a','run_paused','step_be5156c8a90b21f29c606c9c',1795536052058421362,'tool_call',1,'{"calls":[{"tool_call_id":"call_0b0f2e865ad01ee90261e095","name":"get_secret_code","arguments_json":"{\"name\": \"Alice\"}"},{"tool_call_id":"call_c516dcf0ca7acf034e6bde68","name":"get_secret_code","arguments_json":"{\"name\": \"Bob\"}"}]}');
+INSERT INTO "messages" VALUES(1,5,'msg_059ada67ff874f12834a1fff','run_paused','step_be5156c8a90b21f29c606c9c',1795536052065772783,'tool_return',1,'{"tool_call_id":"call_0b0f2e865ad01ee90261e095","name":"get_secret_code","outcome":"returned","text":"ALPHA-7","stdout":"","stderr":"","truncated":false,"parts":[]}');
 CREATE TABLE pins (
     pin_key INTEGER PRIMARY KEY,
     tenant TEXT NOT NULL,
@@ -91,7 +91,7 @@ CREATE TABLE receipts (
     body TEXT NOT NULL,
     PRIMARY KEY (run_key, request_id)
 ) STRICT, WITHOUT ROWID;
-INSERT INTO "receipts" VALUES(2,'req_1',1,'{"request_id":"req_1","digest":"bd475f934b4dc69d0e7691b6b8c11f45ea03282818c427ddb0694cd5bf805740","sequence":6,"body":{"request_id":"req_1","accepted":["call_644b25c5ef9bd6e52928e589"],"already_settled":[],"remaining":[{"tool_call_id":"call_6c5c436dcc5165f09495a465","name":"get_secret_code","arguments_json":"{\"name\": \"Bob\"}","kind":"client_execution","index":1,"deadline":0}]}}');
+INSERT INTO "receipts" VALUES(2,'req_1',1,'{"request_id":"req_1","digest":"f631a67c8891c6c32b21e85cc05208a9a90ce63e55094af222e20544a37ff8a8","sequence":6,"body":{"request_id":"req_1","accepted":["call_0b0f2e865ad01ee90261e095"],"already_settled":[],"remaining":[{"tool_call_id":"call_c516dcf0ca7acf034e6bde68","name":"get_secret_code","arguments_json":"{\"name\": \"Bob\"}","kind":"client_execution","index":1,"deadline":0}]}}');
 CREATE TABLE runs (
     run_key INTEGER PRIMARY KEY,
     tenant TEXT NOT NULL,
@@ -111,8 +111,8 @@ CREATE TABLE runs (
     body TEXT NOT NULL,
     UNIQUE (tenant, run_id)
 ) STRICT;
-INSERT INTO "runs" VALUES(1,'default','run_first',1,1,'default','completed',1,'',0,0,5,1795536743202552967,1,'{"run_id":"run_first","conversation_id":"conv_8dd97d9f5ce6b880f4877c32","agent_id":"default","model":"scripted-model","digest":"9a7ece68a68f9127162720230ae5801f714e039b944e3bbd1cf537f0532b9f6d","status":"completed","max_steps":50,"create_time":1795536743202552967,"update_time":1795536743216260442,"stop_reason":"end_turn","error":null,"usage":{"prompt_tokens":10,"completion_tokens":5,"total_tokens":15,"cached_prompt_tokens":0,"reasoning_tokens":0},"steps_taken":1,"model_attempts":1,"invalid_steps":0,"last_sequence":5,"epoch":1,"owner":"","lease_expire_time":0,"end_time":1795536743216260442,"first_token_time":1795536743215710040,"request_start_time":0,"labels":{},"overridden_tools":[],"agent_revision":0,"first_position":1,"run_timeout":0,"running_time":13707475,"running_since":0,"losses":0,"pause_ttl":604800000000000,"pause_expire_time":0,"queued_inputs":[],"conversation_time":1795536743202552967,"invalid_answers":0,"rule_state":{"counts":[],"last_tool":"","last_call_id":"","last_output":null},"server_tools_wait":false}');
-INSERT INTO "runs" VALUES(2,'default','run_paused',1,2,'default','paused',1,'',0,4949136743227408803,8,1795536743220987536,1,'{"run_id":"run_paused","conversation_id":"conv_8dd97d9f5ce6b880f4877c32","agent_id":"default","model":"scripted-model","digest":"a00fc047d436ab35b488978d05f9c254923c77ce8ffd55bcb826cbfa5b94d601","status":"paused","max_steps":50,"create_time":1795536743220987536,"update_time":1795536743230046029,"stop_reason":"requires_approval","error":null,"usage":{"prompt_tokens":10,"completion_tokens":5,"total_tokens":15,"cached_prompt_tokens":0,"reasoning_tokens":0},"steps_taken":1,"model_attempts":1,"invalid_steps":0,"last_sequence":8,"epoch":1,"owner":"","lease_expire_time":0,"end_time":0,"first_token_time":1795536743226821096,"request_start_time":0,"labels":{},"overridden_tools":[],"agent_revision":0,"first_position":3,"run_timeout":0,"running_time":6421267,"running_since":0,"losses":0,"pause_ttl":3153600000000000000,"pause_expire_time":4949136743227408803,"queued_inputs":[],"conversation_time":1795536743202552967,"invalid_answers":0,"rule_state":{"counts":[],"last_tool":"","last_call_id":"","last_output":null},"server_tools_wait":false}');
+INSERT INTO "runs" VALUES(1,'default','run_first',1,1,'default','completed',1,'',0,0,5,1795536052037234196,1,'{"run_id":"run_first","conversation_id":"conv_2602cc8a74acb3dd428c5f19","agent_id":"default","model":"scripted-model","digest":"9a7ece68a68f9127162720230ae5801f714e039b944e3bbd1cf537f0532b9f6d","status":"completed","max_steps":50,"create_time":1795536052037234196,"update_time":1795536052047961804,"stop_reason":"end_turn","error":null,"usage":{"prompt_tokens":10,"completion_tokens":5,"total_tokens":15,"cached_prompt_tokens":0,"reasoning_tokens":0},"steps_taken":1,"model_attempts":1,"invalid_steps":0,"last_sequence":5,"epoch":1,"owner":"","lease_expire_time":0,"end_time":1795536052047961804,"first_token_time":1795536052047543570,"request_start_time":0,"labels":{},"overridden_tools":[],"agent_revision":0,"first_position":1,"run_timeout":0,"running_time":10727608,"running_since":0,"losses":0,"pause_ttl":604800000000000,"pause_expire_time":0,"queued_inputs":[],"conversation_time":1795536052037234196,"invalid_answers":0,"rule_state":{"counts":[],"last_tool":"","last_call_id":"","last_output":null},"server_tools_wait":false}');
+INSERT INTO "runs" VALUES(2,'default','run_paused',1,2,'default','paused',1,'',0,1796140852058421362,8,1795536052053413920,1,'{"run_id":"run_paused","conversation_id":"conv_2602cc8a74acb3dd428c5f19","agent_id":"default","model":"scripted-model","digest":"9b2333a6b6af08a085e9625075c77bc52f1f4446ae4aa5ab4a9ccbbfb926fe8a","status":"paused","max_steps":50,"create_time":1795536052053413920,"update_time":1795536052065772783,"stop_reason":"requires_approval","error":null,"usage":{"prompt_tokens":10,"completion_tokens":5,"total_tokens":15,"cached_prompt_tokens":0,"reasoning_tokens":0},"steps_taken":1,"model_attempts":1,"invalid_steps":0,"last_sequence":8,"epoch":1,"owner":"","lease_expire_time":0,"end_time":0,"first_token_time":1795536052057641789,"request_start_time":0,"labels":{},"overridden_tools":[],"agent_revision":0,"first_position":3,"run_timeout":0,"running_time":5007442,"running_since":0,"losses":0,"pause_ttl":604800000000000,"pause_expire_time":1796140852058421362,"queued_inputs":[],"conversation_time":1795536052037234196,"invalid_answers":0,"rule_state":{"counts":[],"last_tool":"","last_call_id":"","last_output":null},"server_tools_wait":false}');
 CREATE TABLE tombstones (
     tenant TEXT NOT NULL,
     run_id TEXT NOT NULL,

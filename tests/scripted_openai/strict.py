@@ -23,11 +23,13 @@ class Rules:
     """What this endpoint takes beyond the OpenAI API, as other providers do.
 
     `any_schema`: a strict response format may have any schema, as where grammars are made of schemas.
+    `window_tokens`: a body with more than four times as many bytes is refused as too long; 0 means none is.
     """
 
     extra_fields: frozenset[str] = frozenset()
     extra_message_fields: frozenset[str] = frozenset()
     any_schema: bool = False
+    window_tokens: int = 0
 
 
 def check_body(raw: bytes, rules: Rules) -> dict[str, Any]:
@@ -40,7 +42,17 @@ def check_body(raw: bytes, rules: Rules) -> dict[str, Any]:
     _check_tool_settings(body, names)
     if "response_format" in body:
         check_format(body["response_format"], any_schema=rules.any_schema)
+    if rules.window_tokens:
+        _check_length(len(raw) // 4, rules.window_tokens)
     return body
+
+
+def _check_length(tokens: int, window: int) -> None:
+    text = (
+        f"This model's maximum context length is {window} tokens. However, your messages resulted in {tokens} tokens."
+        " Please reduce the length of the messages."
+    )
+    need(tokens <= window, text, "messages", "context_length_exceeded")
 
 
 def check_key(headers: Mapping[str, str], api_key: str | None) -> None:

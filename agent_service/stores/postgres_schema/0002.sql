@@ -27,3 +27,13 @@ CREATE INDEX memory_work_due ON memory_work (not_before) WHERE run_id = '' AND d
 CREATE TRIGGER memory_work_goes_forwards BEFORE UPDATE ON memory_work FOR EACH ROW
 WHEN (NEW.through_position < OLD.through_position OR NEW.due_position < OLD.due_position)
 EXECUTE FUNCTION refuse('what memory agents have read never goes back');
+-- Version 2. Memory blocks; `label` repeats what is in `body`, for a filter.
+
+CREATE TABLE memory_blocks (
+    tenant text NOT NULL,
+    memory_block_id text COLLATE "C" NOT NULL,
+    label text NOT NULL,
+    codec integer NOT NULL,
+    body text NOT NULL,
+    PRIMARY KEY (tenant, memory_block_id)
+) WITH (fillfactor = 70);

@@ -27,3 +27,13 @@ CREATE INDEX memory_work_due ON memory_work (not_before) WHERE run_id = '' AND d
 CREATE TRIGGER memory_work_goes_forwards BEFORE UPDATE OF through_position, due_position ON memory_work
 WHEN NEW.through_position < OLD.through_position OR NEW.due_position < OLD.due_position
 BEGIN SELECT RAISE(ABORT, 'what memory agents have read never goes back'); END;
+-- Version 4. Memory blocks; `label` repeats what is in `body`, for a filter.
+
+CREATE TABLE memory_blocks (
+    tenant TEXT NOT NULL,
+    memory_block_id TEXT NOT NULL,
+    label TEXT NOT NULL,
+    codec INTEGER NOT NULL,
+    body TEXT NOT NULL,
+    PRIMARY KEY (tenant, memory_block_id)
+) STRICT;

@@ -20,10 +20,11 @@ from agent_service.domain.tool import Executor, ToolSchema
 from agent_service.engine.limits import Limits
 from agent_service.engine.schemas import schema_problem
 from agent_service.engine.tools import ToolContext, ToolOutput
+from agent_service.functions import short
 from agent_service.tools.mcp.connection import BrokeOffError, Connection, NotExecutedError
 from agent_service.tools.mcp.result import output_of
 from agent_service.tools.mcp.server import McpServer, server_of
-from agent_service.tools.output import failed, raised, short, timed_out
+from agent_service.tools.output import failed, raised, timed_out
 
 log = structlog.get_logger()
 

@@ -23,12 +23,13 @@ _sym_db = _symbol_database.Default()
 
 
 from agentrpc.v1 import agents_pb2 as agentrpc_dot_v1_dot_agents__pb2
+from agentrpc.v1 import memory_pb2 as agentrpc_dot_v1_dot_memory__pb2
 from agentrpc.v1 import messages_pb2 as agentrpc_dot_v1_dot_messages__pb2
 from agentrpc.v1 import sort_order_pb2 as agentrpc_dot_v1_dot_sort__order__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(agentrpc/v1/agent_registry_service.proto\x12\x0b\x61gentrpc.v1\x1a\x18\x61gentrpc/v1/agents.proto\x1a\x1a\x61gentrpc/v1/messages.proto\x1a\x1c\x61gentrpc/v1/sort_order.proto\x1a google/protobuf/field_mask.proto\"7\n\x12\x43reateAgentRequest\x12!\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.agentrpc.v1.Agent\"8\n\x13\x43reateAgentResponse\x12!\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.agentrpc.v1.Agent\"#\n\x0fGetAgentRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"5\n\x10GetAgentResponse\x12!\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.agentrpc.v1.Agent\":\n\x11ListAgentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Q\n\x12ListAgentsResponse\x12\"\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x12.agentrpc.v1.Agent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"h\n\x12UpdateAgentRequest\x12!\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.agentrpc.v1.Agent\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"8\n\x13UpdateAgentResponse\x12!\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.agentrpc.v1.Agent\"4\n\x12\x44\x65leteAgentRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x15\n\x13\x44\x65leteAgentResponse\"\xa7\x01\n\x19\x43reateConversationRequest\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x42\n\x06labels\x18\x02 \x03(\x0b\x32\x32.agentrpc.v1.CreateConversationRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"M\n\x1a\x43reateConversationResponse\x12/\n\x0c\x63onversation\x18\x01 \x01(\x0b\x32\x19.agentrpc.v1.Conversation\"1\n\x16GetConversationRequest\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\"J\n\x17GetConversationResponse\x12/\n\x0c\x63onversation\x18\x01 \x01(\x0b\x32\x19.agentrpc.v1.Conversation\"\xda\x01\n\x18ListConversationsRequest\x12\x41\n\x06labels\x18\x01 \x03(\x0b\x32\x31.agentrpc.v1.ListConversationsRequest.LabelsEntry\x12%\n\x05order\x18\x02 \x01(\x0e\x32\x16.agentrpc.v1.SortOrder\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"f\n\x19ListConversationsResponse\x12\x30\n\rconversations\x18\x01 \x03(\x0b\x32\x19.agentrpc.v1.Conversation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"4\n\x19\x44\x65leteConversationRequest\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\"\x1c\n\x1a\x44\x65leteConversationResponse\"\x8c\x01\n\x13ListMessagesRequest\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12%\n\x05order\x18\x05 \x01(\x0e\x32\x16.agentrpc.v1.SortOrder\"W\n\x14ListMessagesResponse\x12&\n\x08messages\x18\x01 \x03(\x0b\x32\x14.agentrpc.v1.Message\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x89\x07\n\x14\x41gentRegistryService\x12P\n\x0b\x43reateAgent\x12\x1f.agentrpc.v1.CreateAgentRequest\x1a .agentrpc.v1.CreateAgentResponse\x12G\n\x08GetAgent\x12\x1c.agentrpc.v1.GetAgentRequest\x1a\x1d.agentrpc.v1.GetAgentResponse\x12M\n\nListAgents\x12\x1e.agentrpc.v1.ListAgentsRequest\x1a\x1f.agentrpc.v1.ListAgentsResponse\x12P\n\x0bUpdateAgent\x12\x1f.agentrpc.v1.UpdateAgentRequest\x1a .agentrpc.v1.UpdateAgentResponse\x12P\n\x0b\x44\x65leteAgent\x12\x1f.agentrpc.v1.DeleteAgentRequest\x1a .agentrpc.v1.DeleteAgentResponse\x12\x65\n\x12\x43reateConversation\x12&.agentrpc.v1.CreateConversationRequest\x1a\'.agentrpc.v1.CreateConversationResponse\x12\\\n\x0fGetConversation\x12#.agentrpc.v1.GetConversationRequest\x1a$.agentrpc.v1.GetConversationResponse\x12\x62\n\x11ListConversations\x12%.agentrpc.v1.ListConversationsRequest\x1a&.agentrpc.v1.ListConversationsResponse\x12\x65\n\x12\x44\x65leteConversation\x12&.agentrpc.v1.DeleteConversationRequest\x1a\'.agentrpc.v1.DeleteConversationResponse\x12S\n\x0cListMessages\x12 .agentrpc.v1.ListMessagesRequest\x1a!.agentrpc.v1.ListMessagesResponseBT\n\x0f\x63om.agentrpc.v1B\x19\x41gentRegistryServiceProtoP\x01Z\x16\x61gentrpc/v1;agentrpcv1\xaa\x02\x0b\x41gentRpc.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(agentrpc/v1/agent_registry_service.proto\x12\x0b\x61gentrpc.v1\x1a\x18\x61gentrpc/v1/agents.proto\x1a\x18\x61gentrpc/v1/memory.proto\x1a\x1a\x61gentrpc/v1/messages.proto\x1a\x1c\x61gentrpc/v1/sort_order.proto\x1a google/protobuf/field_mask.proto\"7\n\x12\x43reateAgentRequest\x12!\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.agentrpc.v1.Agent\"8\n\x13\x43reateAgentResponse\x12!\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.agentrpc.v1.Agent\"#\n\x0fGetAgentRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"5\n\x10GetAgentResponse\x12!\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.agentrpc.v1.Agent\":\n\x11ListAgentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Q\n\x12ListAgentsResponse\x12\"\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x12.agentrpc.v1.Agent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"h\n\x12UpdateAgentRequest\x12!\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.agentrpc.v1.Agent\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"8\n\x13UpdateAgentResponse\x12!\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x12.agentrpc.v1.Agent\"4\n\x12\x44\x65leteAgentRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x15\n\x13\x44\x65leteAgentResponse\"J\n\x18\x43reateMemoryBlockRequest\x12.\n\x0cmemory_block\x18\x01 \x01(\x0b\x32\x18.agentrpc.v1.MemoryBlock\"K\n\x19\x43reateMemoryBlockResponse\x12.\n\x0cmemory_block\x18\x01 \x01(\x0b\x32\x18.agentrpc.v1.MemoryBlock\"0\n\x15GetMemoryBlockRequest\x12\x17\n\x0fmemory_block_id\x18\x01 \x01(\t\"H\n\x16GetMemoryBlockResponse\x12.\n\x0cmemory_block\x18\x01 \x01(\x0b\x32\x18.agentrpc.v1.MemoryBlock\"a\n\x17ListMemoryBlocksRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"d\n\x18ListMemoryBlocksResponse\x12/\n\rmemory_blocks\x18\x01 \x03(\x0b\x32\x18.agentrpc.v1.MemoryBlock\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"{\n\x18UpdateMemoryBlockRequest\x12.\n\x0cmemory_block\x18\x01 \x01(\x0b\x32\x18.agentrpc.v1.MemoryBlock\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"K\n\x19UpdateMemoryBlockResponse\x12.\n\x0cmemory_block\x18\x01 \x01(\x0b\x32\x18.agentrpc.v1.MemoryBlock\"A\n\x18\x44\x65leteMemoryBlockRequest\x12\x17\n\x0fmemory_block_id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x1b\n\x19\x44\x65leteMemoryBlockResponse\"\xa7\x01\n\x19\x43reateConversationRequest\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x42\n\x06labels\x18\x02 \x03(\x0b\x32\x32.agentrpc.v1.CreateConversationRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"M\n\x1a\x43reateConversationResponse\x12/\n\x0c\x63onversation\x18\x01 \x01(\x0b\x32\x19.agentrpc.v1.Conversation\"1\n\x16GetConversationRequest\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\"J\n\x17GetConversationResponse\x12/\n\x0c\x63onversation\x18\x01 \x01(\x0b\x32\x19.agentrpc.v1.Conversation\"\xda\x01\n\x18ListConversationsRequest\x12\x41\n\x06labels\x18\x01 \x03(\x0b\x32\x31.agentrpc.v1.ListConversationsRequest.LabelsEntry\x12%\n\x05order\x18\x02 \x01(\x0e\x32\x16.agentrpc.v1.SortOrder\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"f\n\x19ListConversationsResponse\x12\x30\n\rconversations\x18\x01 \x03(\x0b\x32\x19.agentrpc.v1.Conversation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"4\n\x19\x44\x65leteConversationRequest\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\"\x1c\n\x1a\x44\x65leteConversationResponse\"\x8c\x01\n\x13ListMessagesRequest\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12%\n\x05order\x18\x05 \x01(\x0e\x32\x16.agentrpc.v1.SortOrder\"W\n\x14ListMessagesResponse\x12&\n\x08messages\x18\x01 \x03(\x0b\x32\x14.agentrpc.v1.Message\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xf1\n\n\x14\x41gentRegistryService\x12P\n\x0b\x43reateAgent\x12\x1f.agentrpc.v1.CreateAgentRequest\x1a .agentrpc.v1.CreateAgentResponse\x12G\n\x08GetAgent\x12\x1c.agentrpc.v1.GetAgentRequest\x1a\x1d.agentrpc.v1.GetAgentResponse\x12M\n\nListAgents\x12\x1e.agentrpc.v1.ListAgentsRequest\x1a\x1f.agentrpc.v1.ListAgentsResponse\x12P\n\x0bUpdateAgent\x12\x1f.agentrpc.v1.UpdateAgentRequest\x1a .agentrpc.v1.UpdateAgentResponse\x12P\n\x0b\x44\x65leteAgent\x12\x1f.agentrpc.v1.DeleteAgentRequest\x1a .agentrpc.v1.DeleteAgentResponse\x12\x62\n\x11\x43reateMemoryBlock\x12%.agentrpc.v1.CreateMemoryBlockRequest\x1a&.agentrpc.v1.CreateMemoryBlockResponse\x12Y\n\x0eGetMemoryBlock\x12\".agentrpc.v1.GetMemoryBlockRequest\x1a#.agentrpc.v1.GetMemoryBlockResponse\x12_\n\x10ListMemoryBlocks\x12$.agentrpc.v1.ListMemoryBlocksRequest\x1a%.agentrpc.v1.ListMemoryBlocksResponse\x12\x62\n\x11UpdateMemoryBlock\x12%.agentrpc.v1.UpdateMemoryBlockRequest\x1a&.agentrpc.v1.UpdateMemoryBlockResponse\x12\x62\n\x11\x44\x65leteMemoryBlock\x12%.agentrpc.v1.DeleteMemoryBlockRequest\x1a&.agentrpc.v1.DeleteMemoryBlockResponse\x12\x65\n\x12\x43reateConversation\x12&.agentrpc.v1.CreateConversationRequest\x1a\'.agentrpc.v1.CreateConversationResponse\x12\\\n\x0fGetConversation\x12#.agentrpc.v1.GetConversationRequest\x1a$.agentrpc.v1.GetConversationResponse\x12\x62\n\x11ListConversations\x12%.agentrpc.v1.ListConversationsRequest\x1a&.agentrpc.v1.ListConversationsResponse\x12\x65\n\x12\x44\x65leteConversation\x12&.agentrpc.v1.DeleteConversationRequest\x1a\'.agentrpc.v1.DeleteConversationResponse\x12S\n\x0cListMessages\x12 .agentrpc.v1.ListMessagesRequest\x1a!.agentrpc.v1.ListMessagesResponseBT\n\x0f\x63om.agentrpc.v1B\x19\x41gentRegistryServiceProtoP\x01Z\x16\x61gentrpc/v1;agentrpcv1\xaa\x02\x0b\x41gentRpc.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,50 +41,70 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATECONVERSATIONREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_LISTCONVERSATIONSREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_LISTCONVERSATIONSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_CREATEAGENTREQUEST']._serialized_start=175
-  _globals['_CREATEAGENTREQUEST']._serialized_end=230
-  _globals['_CREATEAGENTRESPONSE']._serialized_start=232
-  _globals['_CREATEAGENTRESPONSE']._serialized_end=288
-  _globals['_GETAGENTREQUEST']._serialized_start=290
-  _globals['_GETAGENTREQUEST']._serialized_end=325
-  _globals['_GETAGENTRESPONSE']._serialized_start=327
-  _globals['_GETAGENTRESPONSE']._serialized_end=380
-  _globals['_LISTAGENTSREQUEST']._serialized_start=382
-  _globals['_LISTAGENTSREQUEST']._serialized_end=440
-  _globals['_LISTAGENTSRESPONSE']._serialized_start=442
-  _globals['_LISTAGENTSRESPONSE']._serialized_end=523
-  _globals['_UPDATEAGENTREQUEST']._serialized_start=525
-  _globals['_UPDATEAGENTREQUEST']._serialized_end=629
-  _globals['_UPDATEAGENTRESPONSE']._serialized_start=631
-  _globals['_UPDATEAGENTRESPONSE']._serialized_end=687
-  _globals['_DELETEAGENTREQUEST']._serialized_start=689
-  _globals['_DELETEAGENTREQUEST']._serialized_end=741
-  _globals['_DELETEAGENTRESPONSE']._serialized_start=743
-  _globals['_DELETEAGENTRESPONSE']._serialized_end=764
-  _globals['_CREATECONVERSATIONREQUEST']._serialized_start=767
-  _globals['_CREATECONVERSATIONREQUEST']._serialized_end=934
-  _globals['_CREATECONVERSATIONREQUEST_LABELSENTRY']._serialized_start=889
-  _globals['_CREATECONVERSATIONREQUEST_LABELSENTRY']._serialized_end=934
-  _globals['_CREATECONVERSATIONRESPONSE']._serialized_start=936
-  _globals['_CREATECONVERSATIONRESPONSE']._serialized_end=1013
-  _globals['_GETCONVERSATIONREQUEST']._serialized_start=1015
-  _globals['_GETCONVERSATIONREQUEST']._serialized_end=1064
-  _globals['_GETCONVERSATIONRESPONSE']._serialized_start=1066
-  _globals['_GETCONVERSATIONRESPONSE']._serialized_end=1140
-  _globals['_LISTCONVERSATIONSREQUEST']._serialized_start=1143
-  _globals['_LISTCONVERSATIONSREQUEST']._serialized_end=1361
-  _globals['_LISTCONVERSATIONSREQUEST_LABELSENTRY']._serialized_start=889
-  _globals['_LISTCONVERSATIONSREQUEST_LABELSENTRY']._serialized_end=934
-  _globals['_LISTCONVERSATIONSRESPONSE']._serialized_start=1363
-  _globals['_LISTCONVERSATIONSRESPONSE']._serialized_end=1465
-  _globals['_DELETECONVERSATIONREQUEST']._serialized_start=1467
-  _globals['_DELETECONVERSATIONREQUEST']._serialized_end=1519
-  _globals['_DELETECONVERSATIONRESPONSE']._serialized_start=1521
-  _globals['_DELETECONVERSATIONRESPONSE']._serialized_end=1549
-  _globals['_LISTMESSAGESREQUEST']._serialized_start=1552
-  _globals['_LISTMESSAGESREQUEST']._serialized_end=1692
-  _globals['_LISTMESSAGESRESPONSE']._serialized_start=1694
-  _globals['_LISTMESSAGESRESPONSE']._serialized_end=1781
-  _globals['_AGENTREGISTRYSERVICE']._serialized_start=1784
-  _globals['_AGENTREGISTRYSERVICE']._serialized_end=2689
+  _globals['_CREATEAGENTREQUEST']._serialized_start=201
+  _globals['_CREATEAGENTREQUEST']._serialized_end=256
+  _globals['_CREATEAGENTRESPONSE']._serialized_start=258
+  _globals['_CREATEAGENTRESPONSE']._serialized_end=314
+  _globals['_GETAGENTREQUEST']._serialized_start=316
+  _globals['_GETAGENTREQUEST']._serialized_end=351
+  _globals['_GETAGENTRESPONSE']._serialized_start=353
+  _globals['_GETAGENTRESPONSE']._serialized_end=406
+  _globals['_LISTAGENTSREQUEST']._serialized_start=408
+  _globals['_LISTAGENTSREQUEST']._serialized_end=466
+  _globals['_LISTAGENTSRESPONSE']._serialized_start=468
+  _globals['_LISTAGENTSRESPONSE']._serialized_end=549
+  _globals['_UPDATEAGENTREQUEST']._serialized_start=551
+  _globals['_UPDATEAGENTREQUEST']._serialized_end=655
+  _globals['_UPDATEAGENTRESPONSE']._serialized_start=657
+  _globals['_UPDATEAGENTRESPONSE']._serialized_end=713
+  _globals['_DELETEAGENTREQUEST']._serialized_start=715
+  _globals['_DELETEAGENTREQUEST']._serialized_end=767
+  _globals['_DELETEAGENTRESPONSE']._serialized_start=769
+  _globals['_DELETEAGENTRESPONSE']._serialized_end=790
+  _globals['_CREATEMEMORYBLOCKREQUEST']._serialized_start=792
+  _globals['_CREATEMEMORYBLOCKREQUEST']._serialized_end=866
+  _globals['_CREATEMEMORYBLOCKRESPONSE']._serialized_start=868
+  _globals['_CREATEMEMORYBLOCKRESPONSE']._serialized_end=943
+  _globals['_GETMEMORYBLOCKREQUEST']._serialized_start=945
+  _globals['_GETMEMORYBLOCKREQUEST']._serialized_end=993
+  _globals['_GETMEMORYBLOCKRESPONSE']._serialized_start=995
+  _globals['_GETMEMORYBLOCKRESPONSE']._serialized_end=1067
+  _globals['_LISTMEMORYBLOCKSREQUEST']._serialized_start=1069
+  _globals['_LISTMEMORYBLOCKSREQUEST']._serialized_end=1166
+  _globals['_LISTMEMORYBLOCKSRESPONSE']._serialized_start=1168
+  _globals['_LISTMEMORYBLOCKSRESPONSE']._serialized_end=1268
+  _globals['_UPDATEMEMORYBLOCKREQUEST']._serialized_start=1270
+  _globals['_UPDATEMEMORYBLOCKREQUEST']._serialized_end=1393
+  _globals['_UPDATEMEMORYBLOCKRESPONSE']._serialized_start=1395
+  _globals['_UPDATEMEMORYBLOCKRESPONSE']._serialized_end=1470
+  _globals['_DELETEMEMORYBLOCKREQUEST']._serialized_start=1472
+  _globals['_DELETEMEMORYBLOCKREQUEST']._serialized_end=1537
+  _globals['_DELETEMEMORYBLOCKRESPONSE']._serialized_start=1539
+  _globals['_DELETEMEMORYBLOCKRESPONSE']._serialized_end=1566
+  _globals['_CREATECONVERSATIONREQUEST']._serialized_start=1569
+  _globals['_CREATECONVERSATIONREQUEST']._serialized_end=1736
+  _globals['_CREATECONVERSATIONREQUEST_LABELSENTRY']._serialized_start=1691
+  _globals['_CREATECONVERSATIONREQUEST_LABELSENTRY']._serialized_end=1736
+  _globals['_CREATECONVERSATIONRESPONSE']._serialized_start=1738
+  _globals['_CREATECONVERSATIONRESPONSE']._serialized_end=1815
+  _globals['_GETCONVERSATIONREQUEST']._serialized_start=1817
+  _globals['_GETCONVERSATIONREQUEST']._serialized_end=1866
+  _globals['_GETCONVERSATIONRESPONSE']._serialized_start=1868
+  _globals['_GETCONVERSATIONRESPONSE']._serialized_end=1942
+  _globals['_LISTCONVERSATIONSREQUEST']._serialized_start=1945
+  _globals['_LISTCONVERSATIONSREQUEST']._serialized_end=2163
+  _globals['_LISTCONVERSATIONSREQUEST_LABELSENTRY']._serialized_start=1691
+  _globals['_LISTCONVERSATIONSREQUEST_LABELSENTRY']._serialized_end=1736
+  _globals['_LISTCONVERSATIONSRESPONSE']._serialized_start=2165
+  _globals['_LISTCONVERSATIONSRESPONSE']._serialized_end=2267
+  _globals['_DELETECONVERSATIONREQUEST']._serialized_start=2269
+  _globals['_DELETECONVERSATIONREQUEST']._serialized_end=2321
+  _globals['_DELETECONVERSATIONRESPONSE']._serialized_start=2323
+  _globals['_DELETECONVERSATIONRESPONSE']._serialized_end=2351
+  _globals['_LISTMESSAGESREQUEST']._serialized_start=2354
+  _globals['_LISTMESSAGESREQUEST']._serialized_end=2494
+  _globals['_LISTMESSAGESRESPONSE']._serialized_start=2496
+  _globals['_LISTMESSAGESRESPONSE']._serialized_end=2583
+  _globals['_AGENTREGISTRYSERVICE']._serialized_start=2586
+  _globals['_AGENTREGISTRYSERVICE']._serialized_end=3979
 # @@protoc_insertion_point(module_scope)

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from agentrpc.v1 import agents_pb2 as _agents_pb2
+from agentrpc.v1 import memory_pb2 as _memory_pb2
 from agentrpc.v1 import messages_pb2 as _messages_pb2
 from agentrpc.v1 import sort_order_pb2 as _sort_order_pb2
 from collections import abc as _abc
@@ -184,8 +185,8 @@ class UpdateAgentRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """The fields to take from `agent`: description, instructions, model, server_tools, message_tool, message_argument.
-        Empty means all of these.
+        """The fields to take from `agent`: description, instructions, model, server_tools, message_tool, message_argument,
+        tool_rules, memory_block_ids. Empty means all of these.
         """
 
     def __init__(
@@ -268,6 +269,261 @@ class DeleteAgentResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteAgentResponse: _TypeAlias = DeleteAgentResponse  # noqa: Y015
+
+@_typing.final
+class CreateMemoryBlockRequest(_message.Message):
+    """The memory block to make."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_BLOCK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def memory_block(self) -> _memory_pb2.MemoryBlock:
+        """`etag`, `revision` and times are not read."""
+
+    def __init__(
+        self,
+        *,
+        memory_block: _memory_pb2.MemoryBlock | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["memory_block", b"memory_block"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_block", b"memory_block"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateMemoryBlockRequest: _TypeAlias = CreateMemoryBlockRequest  # noqa: Y015
+
+@_typing.final
+class CreateMemoryBlockResponse(_message.Message):
+    """The memory block made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_BLOCK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def memory_block(self) -> _memory_pb2.MemoryBlock:
+        """With its id and etag."""
+
+    def __init__(
+        self,
+        *,
+        memory_block: _memory_pb2.MemoryBlock | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["memory_block", b"memory_block"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_block", b"memory_block"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateMemoryBlockResponse: _TypeAlias = CreateMemoryBlockResponse  # noqa: Y015
+
+@_typing.final
+class GetMemoryBlockRequest(_message.Message):
+    """Names a memory block."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_BLOCK_ID_FIELD_NUMBER: _builtins.int
+    memory_block_id: _builtins.str
+    """The memory block."""
+    def __init__(
+        self,
+        *,
+        memory_block_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_block_id", b"memory_block_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMemoryBlockRequest: _TypeAlias = GetMemoryBlockRequest  # noqa: Y015
+
+@_typing.final
+class GetMemoryBlockResponse(_message.Message):
+    """The memory block."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_BLOCK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def memory_block(self) -> _memory_pb2.MemoryBlock:
+        """As it is now."""
+
+    def __init__(
+        self,
+        *,
+        memory_block: _memory_pb2.MemoryBlock | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["memory_block", b"memory_block"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_block", b"memory_block"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMemoryBlockResponse: _TypeAlias = GetMemoryBlockResponse  # noqa: Y015
+
+@_typing.final
+class ListMemoryBlocksRequest(_message.Message):
+    """Which memory blocks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.str
+    """Only those that this agent names; NOT_FOUND if there is no such agent."""
+    label: _builtins.str
+    """Only those with this label."""
+    page_size: _builtins.int
+    """At most this many; 0 means 100, more than 1000 is refused."""
+    page_token: _builtins.str
+    """From the answer before, with the same filters; empty means from the beginning."""
+    def __init__(
+        self,
+        *,
+        agent_id: _builtins.str = ...,
+        label: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "label", b"label", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMemoryBlocksRequest: _TypeAlias = ListMemoryBlocksRequest  # noqa: Y015
+
+@_typing.final
+class ListMemoryBlocksResponse(_message.Message):
+    """One page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_BLOCKS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty when this is the last one."""
+    @_builtins.property
+    def memory_blocks(self) -> _containers.RepeatedCompositeFieldContainer[_memory_pb2.MemoryBlock]:
+        """The memory blocks."""
+
+    def __init__(
+        self,
+        *,
+        memory_blocks: _abc.Iterable[_memory_pb2.MemoryBlock] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_blocks", b"memory_blocks", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMemoryBlocksResponse: _TypeAlias = ListMemoryBlocksResponse  # noqa: Y015
+
+@_typing.final
+class UpdateMemoryBlockRequest(_message.Message):
+    """What to change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_BLOCK_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def memory_block(self) -> _memory_pb2.MemoryBlock:
+        """`memory_block_id` names the block. The change is made only if `etag` is still the block's (else ABORTED, with the
+        present one in the metadata). Where `value` is changed, `etag` must be set: nobody overwrites what they have not seen.
+        """
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """The fields to take from `memory_block`: value, description, limit, read_only. Empty means all of these."""
+
+    def __init__(
+        self,
+        *,
+        memory_block: _memory_pb2.MemoryBlock | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["memory_block", b"memory_block", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_block", b"memory_block", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateMemoryBlockRequest: _TypeAlias = UpdateMemoryBlockRequest  # noqa: Y015
+
+@_typing.final
+class UpdateMemoryBlockResponse(_message.Message):
+    """The memory block after it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_BLOCK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def memory_block(self) -> _memory_pb2.MemoryBlock:
+        """With its new etag."""
+
+    def __init__(
+        self,
+        *,
+        memory_block: _memory_pb2.MemoryBlock | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["memory_block", b"memory_block"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_block", b"memory_block"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateMemoryBlockResponse: _TypeAlias = UpdateMemoryBlockResponse  # noqa: Y015
+
+@_typing.final
+class DeleteMemoryBlockRequest(_message.Message):
+    """Names the memory block to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_BLOCK_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    memory_block_id: _builtins.str
+    """The memory block."""
+    etag: _builtins.str
+    """With it set, the block is deleted only if it is still the block's (else ABORTED)."""
+    def __init__(
+        self,
+        *,
+        memory_block_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "memory_block_id", b"memory_block_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteMemoryBlockRequest: _TypeAlias = DeleteMemoryBlockRequest  # noqa: Y015
+
+@_typing.final
+class DeleteMemoryBlockResponse(_message.Message):
+    """Nothing to say."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteMemoryBlockResponse: _TypeAlias = DeleteMemoryBlockResponse  # noqa: Y015
 
 @_typing.final
 class CreateConversationRequest(_message.Message):

@@ -26,12 +26,13 @@ if _version_not_supported:
 
 
 class AgentRegistryServiceStub:
-    """Keeps agents and conversations, and reads what conversations hold.
+    """Keeps agents, memory blocks and conversations, and reads what conversations hold.
 
     The protocol: agents of the server's configuration are there from the start. `CreateAgent` makes others; `UpdateAgent`
     changes what the mask names, and only if nobody changed the agent since the `etag` you read. A conversation begins with
     its first run, or before by `CreateConversation`, if you want to choose its id or labels. `ListMessages` reads it, page
-    by page.
+    by page. `CreateMemoryBlock` makes a block that agents can name; `UpdateMemoryBlock` changes its value only if you have
+    seen the present one (`etag`), since agents change it, too.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -69,6 +70,31 @@ class AgentRegistryServiceStub:
                 request_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.DeleteAgentRequest.SerializeToString,
                 response_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.DeleteAgentResponse.FromString,
                 _registered_method=True)
+        self.CreateMemoryBlock = channel.unary_unary(
+                '/agentrpc.v1.AgentRegistryService/CreateMemoryBlock',
+                request_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.CreateMemoryBlockRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.CreateMemoryBlockResponse.FromString,
+                _registered_method=True)
+        self.GetMemoryBlock = channel.unary_unary(
+                '/agentrpc.v1.AgentRegistryService/GetMemoryBlock',
+                request_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.GetMemoryBlockRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.GetMemoryBlockResponse.FromString,
+                _registered_method=True)
+        self.ListMemoryBlocks = channel.unary_unary(
+                '/agentrpc.v1.AgentRegistryService/ListMemoryBlocks',
+                request_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.ListMemoryBlocksRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.ListMemoryBlocksResponse.FromString,
+                _registered_method=True)
+        self.UpdateMemoryBlock = channel.unary_unary(
+                '/agentrpc.v1.AgentRegistryService/UpdateMemoryBlock',
+                request_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.UpdateMemoryBlockRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.UpdateMemoryBlockResponse.FromString,
+                _registered_method=True)
+        self.DeleteMemoryBlock = channel.unary_unary(
+                '/agentrpc.v1.AgentRegistryService/DeleteMemoryBlock',
+                request_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.DeleteMemoryBlockRequest.SerializeToString,
+                response_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.DeleteMemoryBlockResponse.FromString,
+                _registered_method=True)
         self.CreateConversation = channel.unary_unary(
                 '/agentrpc.v1.AgentRegistryService/CreateConversation',
                 request_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.CreateConversationRequest.SerializeToString,
@@ -97,12 +123,13 @@ class AgentRegistryServiceStub:
 
 
 class AgentRegistryServiceServicer:
-    """Keeps agents and conversations, and reads what conversations hold.
+    """Keeps agents, memory blocks and conversations, and reads what conversations hold.
 
     The protocol: agents of the server's configuration are there from the start. `CreateAgent` makes others; `UpdateAgent`
     changes what the mask names, and only if nobody changed the agent since the `etag` you read. A conversation begins with
     its first run, or before by `CreateConversation`, if you want to choose its id or labels. `ListMessages` reads it, page
-    by page.
+    by page. `CreateMemoryBlock` makes a block that agents can name; `UpdateMemoryBlock` changes its value only if you have
+    seen the present one (`etag`), since agents change it, too.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -140,6 +167,43 @@ class AgentRegistryServiceServicer:
 
     def DeleteAgent(self, request, context):
         """Deletes an agent. Runs that have started go on. A repeat is NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateMemoryBlock(self, request, context):
+        """Makes a memory block. With a `memory_block_id` of your own a repeat with the same content returns the block; with
+        another content, also one that an agent gave it since, it is ALREADY_EXISTS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMemoryBlock(self, request, context):
+        """A memory block as it is now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMemoryBlocks(self, request, context):
+        """Memory blocks by id, page by page. A page is bounded by count and by bytes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateMemoryBlock(self, request, context):
+        """Changes a memory block. The next model request of each agent that names it shows the change, also in runs that have
+        started.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteMemoryBlock(self, request, context):
+        """Deletes a memory block. Agents that name it, and their runs, go on without it. A repeat is NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -211,6 +275,31 @@ def add_AgentRegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.DeleteAgentRequest.FromString,
                     response_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.DeleteAgentResponse.SerializeToString,
             ),
+            'CreateMemoryBlock': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateMemoryBlock,
+                    request_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.CreateMemoryBlockRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.CreateMemoryBlockResponse.SerializeToString,
+            ),
+            'GetMemoryBlock': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMemoryBlock,
+                    request_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.GetMemoryBlockRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.GetMemoryBlockResponse.SerializeToString,
+            ),
+            'ListMemoryBlocks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMemoryBlocks,
+                    request_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.ListMemoryBlocksRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.ListMemoryBlocksResponse.SerializeToString,
+            ),
+            'UpdateMemoryBlock': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateMemoryBlock,
+                    request_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.UpdateMemoryBlockRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.UpdateMemoryBlockResponse.SerializeToString,
+            ),
+            'DeleteMemoryBlock': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteMemoryBlock,
+                    request_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.DeleteMemoryBlockRequest.FromString,
+                    response_serializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.DeleteMemoryBlockResponse.SerializeToString,
+            ),
             'CreateConversation': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateConversation,
                     request_deserializer=agentrpc_dot_v1_dot_agent__registry__service__pb2.CreateConversationRequest.FromString,
@@ -245,12 +334,13 @@ def add_AgentRegistryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AgentRegistryService:
-    """Keeps agents and conversations, and reads what conversations hold.
+    """Keeps agents, memory blocks and conversations, and reads what conversations hold.
 
     The protocol: agents of the server's configuration are there from the start. `CreateAgent` makes others; `UpdateAgent`
     changes what the mask names, and only if nobody changed the agent since the `etag` you read. A conversation begins with
     its first run, or before by `CreateConversation`, if you want to choose its id or labels. `ListMessages` reads it, page
-    by page.
+    by page. `CreateMemoryBlock` makes a block that agents can name; `UpdateMemoryBlock` changes its value only if you have
+    seen the present one (`etag`), since agents change it, too.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -382,6 +472,141 @@ class AgentRegistryService:
             '/agentrpc.v1.AgentRegistryService/DeleteAgent',
             agentrpc_dot_v1_dot_agent__registry__service__pb2.DeleteAgentRequest.SerializeToString,
             agentrpc_dot_v1_dot_agent__registry__service__pb2.DeleteAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateMemoryBlock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.AgentRegistryService/CreateMemoryBlock',
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.CreateMemoryBlockRequest.SerializeToString,
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.CreateMemoryBlockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMemoryBlock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.AgentRegistryService/GetMemoryBlock',
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.GetMemoryBlockRequest.SerializeToString,
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.GetMemoryBlockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMemoryBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.AgentRegistryService/ListMemoryBlocks',
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.ListMemoryBlocksRequest.SerializeToString,
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.ListMemoryBlocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateMemoryBlock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.AgentRegistryService/UpdateMemoryBlock',
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.UpdateMemoryBlockRequest.SerializeToString,
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.UpdateMemoryBlockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteMemoryBlock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentrpc.v1.AgentRegistryService/DeleteMemoryBlock',
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.DeleteMemoryBlockRequest.SerializeToString,
+            agentrpc_dot_v1_dot_agent__registry__service__pb2.DeleteMemoryBlockResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,12 +27,13 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AgentRegistryServiceStub:
-    """Keeps agents and conversations, and reads what conversations hold.
+    """Keeps agents, memory blocks and conversations, and reads what conversations hold.
 
     The protocol: agents of the server's configuration are there from the start. `CreateAgent` makes others; `UpdateAgent`
     changes what the mask names, and only if nobody changed the agent since the `etag` you read. A conversation begins with
     its first run, or before by `CreateConversation`, if you want to choose its id or labels. `ListMessages` reads it, page
-    by page.
+    by page. `CreateMemoryBlock` makes a block that agents can name; `UpdateMemoryBlock` changes its value only if you have
+    seen the present one (`etag`), since agents change it, too.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -55,6 +56,20 @@ class AgentRegistryServiceStub:
     """Changes an agent. Runs that have started keep what they were started with."""
     DeleteAgent: _grpc.UnaryUnaryMultiCallable[_agent_registry_service_pb2.DeleteAgentRequest, _agent_registry_service_pb2.DeleteAgentResponse]
     """Deletes an agent. Runs that have started go on. A repeat is NOT_FOUND."""
+    CreateMemoryBlock: _grpc.UnaryUnaryMultiCallable[_agent_registry_service_pb2.CreateMemoryBlockRequest, _agent_registry_service_pb2.CreateMemoryBlockResponse]
+    """Makes a memory block. With a `memory_block_id` of your own a repeat with the same content returns the block; with
+    another content, also one that an agent gave it since, it is ALREADY_EXISTS.
+    """
+    GetMemoryBlock: _grpc.UnaryUnaryMultiCallable[_agent_registry_service_pb2.GetMemoryBlockRequest, _agent_registry_service_pb2.GetMemoryBlockResponse]
+    """A memory block as it is now."""
+    ListMemoryBlocks: _grpc.UnaryUnaryMultiCallable[_agent_registry_service_pb2.ListMemoryBlocksRequest, _agent_registry_service_pb2.ListMemoryBlocksResponse]
+    """Memory blocks by id, page by page. A page is bounded by count and by bytes."""
+    UpdateMemoryBlock: _grpc.UnaryUnaryMultiCallable[_agent_registry_service_pb2.UpdateMemoryBlockRequest, _agent_registry_service_pb2.UpdateMemoryBlockResponse]
+    """Changes a memory block. The next model request of each agent that names it shows the change, also in runs that have
+    started.
+    """
+    DeleteMemoryBlock: _grpc.UnaryUnaryMultiCallable[_agent_registry_service_pb2.DeleteMemoryBlockRequest, _agent_registry_service_pb2.DeleteMemoryBlockResponse]
+    """Deletes a memory block. Agents that name it, and their runs, go on without it. A repeat is NOT_FOUND."""
     CreateConversation: _grpc.UnaryUnaryMultiCallable[_agent_registry_service_pb2.CreateConversationRequest, _agent_registry_service_pb2.CreateConversationResponse]
     """Makes an empty conversation. With a `conversation_id` of your own a repeat with the same labels returns it; with
     others it is ALREADY_EXISTS.
@@ -74,12 +89,13 @@ class AgentRegistryServiceStub:
 
 @_typing.type_check_only
 class AgentRegistryServiceAsyncStub(AgentRegistryServiceStub):
-    """Keeps agents and conversations, and reads what conversations hold.
+    """Keeps agents, memory blocks and conversations, and reads what conversations hold.
 
     The protocol: agents of the server's configuration are there from the start. `CreateAgent` makes others; `UpdateAgent`
     changes what the mask names, and only if nobody changed the agent since the `etag` you read. A conversation begins with
     its first run, or before by `CreateConversation`, if you want to choose its id or labels. `ListMessages` reads it, page
-    by page.
+    by page. `CreateMemoryBlock` makes a block that agents can name; `UpdateMemoryBlock` changes its value only if you have
+    seen the present one (`etag`), since agents change it, too.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -99,6 +115,20 @@ class AgentRegistryServiceAsyncStub(AgentRegistryServiceStub):
     """Changes an agent. Runs that have started keep what they were started with."""
     DeleteAgent: _aio.UnaryUnaryMultiCallable[_agent_registry_service_pb2.DeleteAgentRequest, _agent_registry_service_pb2.DeleteAgentResponse]  # type: ignore[assignment]
     """Deletes an agent. Runs that have started go on. A repeat is NOT_FOUND."""
+    CreateMemoryBlock: _aio.UnaryUnaryMultiCallable[_agent_registry_service_pb2.CreateMemoryBlockRequest, _agent_registry_service_pb2.CreateMemoryBlockResponse]  # type: ignore[assignment]
+    """Makes a memory block. With a `memory_block_id` of your own a repeat with the same content returns the block; with
+    another content, also one that an agent gave it since, it is ALREADY_EXISTS.
+    """
+    GetMemoryBlock: _aio.UnaryUnaryMultiCallable[_agent_registry_service_pb2.GetMemoryBlockRequest, _agent_registry_service_pb2.GetMemoryBlockResponse]  # type: ignore[assignment]
+    """A memory block as it is now."""
+    ListMemoryBlocks: _aio.UnaryUnaryMultiCallable[_agent_registry_service_pb2.ListMemoryBlocksRequest, _agent_registry_service_pb2.ListMemoryBlocksResponse]  # type: ignore[assignment]
+    """Memory blocks by id, page by page. A page is bounded by count and by bytes."""
+    UpdateMemoryBlock: _aio.UnaryUnaryMultiCallable[_agent_registry_service_pb2.UpdateMemoryBlockRequest, _agent_registry_service_pb2.UpdateMemoryBlockResponse]  # type: ignore[assignment]
+    """Changes a memory block. The next model request of each agent that names it shows the change, also in runs that have
+    started.
+    """
+    DeleteMemoryBlock: _aio.UnaryUnaryMultiCallable[_agent_registry_service_pb2.DeleteMemoryBlockRequest, _agent_registry_service_pb2.DeleteMemoryBlockResponse]  # type: ignore[assignment]
+    """Deletes a memory block. Agents that name it, and their runs, go on without it. A repeat is NOT_FOUND."""
     CreateConversation: _aio.UnaryUnaryMultiCallable[_agent_registry_service_pb2.CreateConversationRequest, _agent_registry_service_pb2.CreateConversationResponse]  # type: ignore[assignment]
     """Makes an empty conversation. With a `conversation_id` of your own a repeat with the same labels returns it; with
     others it is ALREADY_EXISTS.
@@ -117,12 +147,13 @@ class AgentRegistryServiceAsyncStub(AgentRegistryServiceStub):
     """
 
 class AgentRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Keeps agents and conversations, and reads what conversations hold.
+    """Keeps agents, memory blocks and conversations, and reads what conversations hold.
 
     The protocol: agents of the server's configuration are there from the start. `CreateAgent` makes others; `UpdateAgent`
     changes what the mask names, and only if nobody changed the agent since the `etag` you read. A conversation begins with
     its first run, or before by `CreateConversation`, if you want to choose its id or labels. `ListMessages` reads it, page
-    by page.
+    by page. `CreateMemoryBlock` makes a block that agents can name; `UpdateMemoryBlock` changes its value only if you have
+    seen the present one (`etag`), since agents change it, too.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -170,6 +201,50 @@ class AgentRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_registry_service_pb2.DeleteAgentResponse, _abc.Awaitable[_agent_registry_service_pb2.DeleteAgentResponse]]:
         """Deletes an agent. Runs that have started go on. A repeat is NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def CreateMemoryBlock(
+        self,
+        request: _agent_registry_service_pb2.CreateMemoryBlockRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_registry_service_pb2.CreateMemoryBlockResponse, _abc.Awaitable[_agent_registry_service_pb2.CreateMemoryBlockResponse]]:
+        """Makes a memory block. With a `memory_block_id` of your own a repeat with the same content returns the block; with
+        another content, also one that an agent gave it since, it is ALREADY_EXISTS.
+        """
+
+    @_abc_1.abstractmethod
+    def GetMemoryBlock(
+        self,
+        request: _agent_registry_service_pb2.GetMemoryBlockRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_registry_service_pb2.GetMemoryBlockResponse, _abc.Awaitable[_agent_registry_service_pb2.GetMemoryBlockResponse]]:
+        """A memory block as it is now."""
+
+    @_abc_1.abstractmethod
+    def ListMemoryBlocks(
+        self,
+        request: _agent_registry_service_pb2.ListMemoryBlocksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_registry_service_pb2.ListMemoryBlocksResponse, _abc.Awaitable[_agent_registry_service_pb2.ListMemoryBlocksResponse]]:
+        """Memory blocks by id, page by page. A page is bounded by count and by bytes."""
+
+    @_abc_1.abstractmethod
+    def UpdateMemoryBlock(
+        self,
+        request: _agent_registry_service_pb2.UpdateMemoryBlockRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_registry_service_pb2.UpdateMemoryBlockResponse, _abc.Awaitable[_agent_registry_service_pb2.UpdateMemoryBlockResponse]]:
+        """Changes a memory block. The next model request of each agent that names it shows the change, also in runs that have
+        started.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteMemoryBlock(
+        self,
+        request: _agent_registry_service_pb2.DeleteMemoryBlockRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_registry_service_pb2.DeleteMemoryBlockResponse, _abc.Awaitable[_agent_registry_service_pb2.DeleteMemoryBlockResponse]]:
+        """Deletes a memory block. Agents that name it, and their runs, go on without it. A repeat is NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def CreateConversation(

@@ -167,7 +167,7 @@ class StepRequest(_message.Message):
     model: _builtins.str
     """Another model than the agent's, for this run."""
     system_prompt: _builtins.str
-    """Another system prompt than the agent's, for this run."""
+    """Another system prompt than the agent's instructions, for this run. Tool rules and memory blocks still follow it."""
     parallel_tool_calls: _builtins.bool
     """Whether the model may make several calls in one answer; unset leaves it to the endpoint."""
     on_busy: Global___OnBusy.ValueType

@@ -53,6 +53,38 @@ AGENT_KIND_SLEEPTIME: AgentKind.ValueType  # 3
 """
 Global___AgentKind: _TypeAlias = AgentKind  # noqa: Y015
 
+class _CompactionStrategy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CompactionStrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CompactionStrategy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COMPACTION_STRATEGY_UNSPECIFIED: _CompactionStrategy.ValueType  # 0
+    """In a request: treated as COMPACTION_STRATEGY_SUMMARY. Never sent by the server."""
+    COMPACTION_STRATEGY_SUMMARY: _CompactionStrategy.ValueType  # 1
+    """The model writes a summary of the older messages, which takes their place in what it is shown."""
+    COMPACTION_STRATEGY_SLIDING_WINDOW: _CompactionStrategy.ValueType  # 2
+    """The older messages are left out of what the model is shown, and nothing takes their place."""
+    COMPACTION_STRATEGY_NONE: _CompactionStrategy.ValueType  # 3
+    """Nothing is left out: what the endpoint refuses as too long fails with ERROR_REASON_CONTEXT_TOO_LARGE. What runs of
+    other agents have left out in the same conversation stays left out.
+    """
+
+class CompactionStrategy(_CompactionStrategy, metaclass=_CompactionStrategyEnumTypeWrapper):
+    """What is done when a conversation grows too long for the model."""
+
+COMPACTION_STRATEGY_UNSPECIFIED: CompactionStrategy.ValueType  # 0
+"""In a request: treated as COMPACTION_STRATEGY_SUMMARY. Never sent by the server."""
+COMPACTION_STRATEGY_SUMMARY: CompactionStrategy.ValueType  # 1
+"""The model writes a summary of the older messages, which takes their place in what it is shown."""
+COMPACTION_STRATEGY_SLIDING_WINDOW: CompactionStrategy.ValueType  # 2
+"""The older messages are left out of what the model is shown, and nothing takes their place."""
+COMPACTION_STRATEGY_NONE: CompactionStrategy.ValueType  # 3
+"""Nothing is left out: what the endpoint refuses as too long fails with ERROR_REASON_CONTEXT_TOO_LARGE. What runs of
+other agents have left out in the same conversation stays left out.
+"""
+Global___CompactionStrategy: _TypeAlias = CompactionStrategy  # noqa: Y015
+
 @_typing.final
 class Sleeptime(_message.Message):
     """What a sleeptime agent is made of. After every `every`-th run of a conversation that is COMPLETED, each memory agent is
@@ -116,6 +148,8 @@ class Agent(_message.Message):
     IS_DEFAULT_FIELD_NUMBER: _builtins.int
     TOOL_RULES_FIELD_NUMBER: _builtins.int
     SLEEPTIME_FIELD_NUMBER: _builtins.int
+    MEMORY_BLOCK_IDS_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """Chosen by the caller, 1 to 64 of [A-Za-z0-9._:-], or issued."""
     kind: Global___AgentKind.ValueType
@@ -140,7 +174,9 @@ class Agent(_message.Message):
     """It is the agent that an empty `agent_id` means."""
     @_builtins.property
     def server_tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of server tools it may use, in the order the model sees them; each must exist when the agent is written."""
+        """Names of server tools it may use, in the order the model sees them; each must exist when the agent is written.
+        The names of memory tools may be among them (see `memory_block_ids`).
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -163,6 +199,20 @@ class Agent(_message.Message):
         empty then: they are those of its foreground agent.
         """
 
+    @_builtins.property
+    def memory_block_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its memory blocks, in the order the model sees them (those it cannot change before the others), at most
+        `Limits.max_memory_blocks`. Each must exist when the agent is written, and their labels must be different; one that is
+        deleted later is left out. An agent of kind LLM that may change one of them has the memory tools after its server
+        tools: those that `server_tools` names, or all four if it names none.
+        """
+
+    @_builtins.property
+    def context(self) -> Global___ContextPolicy:
+        """How its conversations are kept within the context window of the model. In a request unset means every default; always
+        set in a response.
+        """
+
     def __init__(
         self,
         *,
@@ -182,14 +232,68 @@ class Agent(_message.Message):
         is_default: _builtins.bool = ...,
         tool_rules: _abc.Iterable[_tool_rules_pb2.ToolRule] | None = ...,
         sleeptime: Global___Sleeptime | None = ...,
+        memory_block_ids: _abc.Iterable[_builtins.str] | None = ...,
+        context: Global___ContextPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "sleeptime", b"sleeptime", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "create_time", b"create_time", "sleeptime", b"sleeptime", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "configured", b"configured", "create_time", b"create_time", "description", b"description", "etag", b"etag", "instructions", b"instructions", "is_default", b"is_default", "kind", b"kind", "message_argument", b"message_argument", "message_tool", b"message_tool", "model", b"model", "revision", b"revision", "server_tools", b"server_tools", "sleeptime", b"sleeptime", "tool_rules", b"tool_rules", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "configured", b"configured", "context", b"context", "create_time", b"create_time", "description", b"description", "etag", b"etag", "instructions", b"instructions", "is_default", b"is_default", "kind", b"kind", "memory_block_ids", b"memory_block_ids", "message_argument", b"message_argument", "message_tool", b"message_tool", "model", b"model", "revision", b"revision", "server_tools", b"server_tools", "sleeptime", b"sleeptime", "tool_rules", b"tool_rules", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Agent: _TypeAlias = Agent  # noqa: Y015
+
+@_typing.final
+class ContextPolicy(_message.Message):
+    """When and how a conversation is compacted. Stored messages never change: a compaction adds a SummaryMessage, from which on
+    the model is shown the summary and the messages after `SummaryMessage.through_position`. A run keeps the policy that its
+    agent had at its start.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WINDOW_TOKENS_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
+    SUMMARY_PROMPT_FIELD_NUMBER: _builtins.int
+    SUMMARY_MODEL_FIELD_NUMBER: _builtins.int
+    window_tokens: _builtins.int
+    """Tokens that the model takes in one request, its answer included. 0 means the server's setting
+    (`Limits.context_window_tokens`), whose 0 means unknown: then a conversation is compacted only when the endpoint
+    refuses a request as too long.
+    """
+    strategy: Global___CompactionStrategy.ValueType
+    """What is done; unset means COMPACTION_STRATEGY_SUMMARY."""
+    threshold: _builtins.float
+    """The part of the window (above `keep`, at most 1) above whose estimated use a conversation is compacted before the model
+    is asked. 0 means 0.8.
+    """
+    keep: _builtins.float
+    """The part of the window (above 0, below `threshold`) that the newest messages, kept as they are, may fill after it. The
+    newest input, or the newest answer of the model with the returns of its calls, is kept even if it is larger. 0 means 0.3.
+    """
+    summary_prompt: _builtins.str
+    """The system prompt of the request for a summary, at most `Limits.max_summary_prompt_bytes`; empty means a built-in one."""
+    summary_model: _builtins.str
+    """The model that writes summaries, of the same endpoint; empty means the model of the run."""
+    def __init__(
+        self,
+        *,
+        window_tokens: _builtins.int = ...,
+        strategy: Global___CompactionStrategy.ValueType = ...,
+        threshold: _builtins.float = ...,
+        keep: _builtins.float = ...,
+        summary_prompt: _builtins.str = ...,
+        summary_model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep", b"keep", "strategy", b"strategy", "summary_model", b"summary_model", "summary_prompt", b"summary_prompt", "threshold", b"threshold", "window_tokens", b"window_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContextPolicy: _TypeAlias = ContextPolicy  # noqa: Y015
 
 @_typing.final
 class Conversation(_message.Message):

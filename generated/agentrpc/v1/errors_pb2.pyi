@@ -197,7 +197,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Message: "conversation_id: there is another conversation 'conv_2c'; choose another id"
     """
     ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 27
-    """The agent was changed since its etag was read. Read it again and decide anew.
+    """The agent or the memory block was changed since its etag was read. Read it again and decide anew.
     Code: ABORTED.
     Metadata: etag, the present one.
     Message: "etag: agent 'sales' was changed meanwhile; read it again and repeat the change"
@@ -219,6 +219,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Code: FAILED_PRECONDITION.
     Metadata: run_id; status.
     Message: "run_id: run_8f is COMPLETED; only an INTERRUPTED run can be retried"
+    """
+    ERROR_REASON_MEMORY_BLOCK_NOT_FOUND: _ErrorReason.ValueType  # 37
+    """There is no such memory block, or it was deleted. ListMemoryBlocks shows those there are.
+    Code: NOT_FOUND.
+    Message: "memory_block_id: no memory block 'human'"
+    """
+    ERROR_REASON_MEMORY_BLOCK_ID_REUSED: _ErrorReason.ValueType  # 38
+    """The memory_block_id was used before for another memory block, or its block was changed since. Choose another id, or
+    update that block.
+    Code: ALREADY_EXISTS.
+    Metadata: memory_block_id.
+    Message: "memory_block.memory_block_id: there is another memory block 'human'; choose another id, or update it"
     """
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 31
     """As many runs as allowed wait in the conversation already (ON_BUSY_ENQUEUE). Try again when one of them has begun,
@@ -306,6 +318,22 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Run: FAILED with STOP_REASON_TOOL_RULE.
     Message: "no tool may be called: the first call must be of 'get_secret_code', but 'get_secret_code' is not a tool of
     this run"
+    """
+    ERROR_REASON_SYSTEM_PROMPT_TOO_LARGE: _ErrorReason.ValueType  # 51
+    """The system prompt, the tools and the response format alone are estimated to fill the context window, so that nothing
+    of the conversation would have room (`ContextPolicy.window_tokens` of the agent, or the server's setting); or the
+    endpoint refused a request as too long that held nothing else. Shorten them, or use a model with a larger window.
+    Run: FAILED with STOP_REASON_CONTEXT_WINDOW_OVERFLOW_IN_SYSTEM_PROMPT.
+    Metadata: estimated_tokens; window_tokens, 0 for unknown.
+    Message: "the system prompt, the tools and the response format alone have about 1017 tokens, and the context window has 200; shorten them, or use a model with a larger window"
+    """
+    ERROR_REASON_CONTEXT_TOO_LARGE: _ErrorReason.ValueType  # 52
+    """The endpoint refused the request as longer than the model's context window, and nothing more could be left out: the
+    strategy of the agent is NONE, or it was compacted already. Give the agent another strategy or its `window_tokens`,
+    or begin another conversation.
+    Run: FAILED with STOP_REASON_LLM_API_ERROR.
+    Metadata: http_status, where the endpoint answered with one.
+    Message: "the endpoint answered 400: This model's maximum context length is 8192 tokens."
     """
     ERROR_REASON_NO_TOOL_CALL: _ErrorReason.ValueType  # 45
     """A tool call was required and the model made none; its answer in text is stored.
@@ -510,7 +538,7 @@ Metadata: conversation_id.
 Message: "conversation_id: there is another conversation 'conv_2c'; choose another id"
 """
 ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 27
-"""The agent was changed since its etag was read. Read it again and decide anew.
+"""The agent or the memory block was changed since its etag was read. Read it again and decide anew.
 Code: ABORTED.
 Metadata: etag, the present one.
 Message: "etag: agent 'sales' was changed meanwhile; read it again and repeat the change"
@@ -532,6 +560,18 @@ ERROR_REASON_RUN_NOT_INTERRUPTED: ErrorReason.ValueType  # 30
 Code: FAILED_PRECONDITION.
 Metadata: run_id; status.
 Message: "run_id: run_8f is COMPLETED; only an INTERRUPTED run can be retried"
+"""
+ERROR_REASON_MEMORY_BLOCK_NOT_FOUND: ErrorReason.ValueType  # 37
+"""There is no such memory block, or it was deleted. ListMemoryBlocks shows those there are.
+Code: NOT_FOUND.
+Message: "memory_block_id: no memory block 'human'"
+"""
+ERROR_REASON_MEMORY_BLOCK_ID_REUSED: ErrorReason.ValueType  # 38
+"""The memory_block_id was used before for another memory block, or its block was changed since. Choose another id, or
+update that block.
+Code: ALREADY_EXISTS.
+Metadata: memory_block_id.
+Message: "memory_block.memory_block_id: there is another memory block 'human'; choose another id, or update it"
 """
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 31
 """As many runs as allowed wait in the conversation already (ON_BUSY_ENQUEUE). Try again when one of them has begun,
@@ -619,6 +659,22 @@ follow, or no tool is mapped to an output. Correct the rules, or send the client
 Run: FAILED with STOP_REASON_TOOL_RULE.
 Message: "no tool may be called: the first call must be of 'get_secret_code', but 'get_secret_code' is not a tool of
 this run"
+"""
+ERROR_REASON_SYSTEM_PROMPT_TOO_LARGE: ErrorReason.ValueType  # 51
+"""The system prompt, the tools and the response format alone are estimated to fill the context window, so that nothing
+of the conversation would have room (`ContextPolicy.window_tokens` of the agent, or the server's setting); or the
+endpoint refused a request as too long that held nothing else. Shorten them, or use a model with a larger window.
+Run: FAILED with STOP_REASON_CONTEXT_WINDOW_OVERFLOW_IN_SYSTEM_PROMPT.
+Metadata: estimated_tokens; window_tokens, 0 for unknown.
+Message: "the system prompt, the tools and the response format alone have about 1017 tokens, and the context window has 200; shorten them, or use a model with a larger window"
+"""
+ERROR_REASON_CONTEXT_TOO_LARGE: ErrorReason.ValueType  # 52
+"""The endpoint refused the request as longer than the model's context window, and nothing more could be left out: the
+strategy of the agent is NONE, or it was compacted already. Give the agent another strategy or its `window_tokens`,
+or begin another conversation.
+Run: FAILED with STOP_REASON_LLM_API_ERROR.
+Metadata: http_status, where the endpoint answered with one.
+Message: "the endpoint answered 400: This model's maximum context length is 8192 tokens."
 """
 ERROR_REASON_NO_TOOL_CALL: ErrorReason.ValueType  # 45
 """A tool call was required and the model made none; its answer in text is stored.

@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from agentrpc.v1 import agents_pb2 as agentrpc_dot_v1_dot_agents__pb2
 from agentrpc.v1 import errors_pb2 as agentrpc_dot_v1_dot_errors__pb2
 from agentrpc.v1 import messages_pb2 as agentrpc_dot_v1_dot_messages__pb2
 from agentrpc.v1 import runs_pb2 as agentrpc_dot_v1_dot_runs__pb2
@@ -29,7 +30,7 @@ from agentrpc.v1 import tools_pb2 as agentrpc_dot_v1_dot_tools__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61gentrpc/v1/events.proto\x12\x0b\x61gentrpc.v1\x1a\x18\x61gentrpc/v1/errors.proto\x1a\x1a\x61gentrpc/v1/messages.proto\x1a\x16\x61gentrpc/v1/runs.proto\x1a\x17\x61gentrpc/v1/tools.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa7\x06\n\x08RunEvent\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x05\x12\x0f\n\x07step_id\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0crun_accepted\x18\n \x01(\x0b\x32\x18.agentrpc.v1.RunAcceptedH\x00\x12.\n\x0brun_started\x18\x0b \x01(\x0b\x32\x17.agentrpc.v1.RunStartedH\x00\x12.\n\x0brun_resumed\x18\x0c \x01(\x0b\x32\x17.agentrpc.v1.RunResumedH\x00\x12,\n\ntext_delta\x18\r \x01(\x0b\x32\x16.agentrpc.v1.TextDeltaH\x00\x12\x36\n\x0freasoning_delta\x18\x0e \x01(\x0b\x32\x1b.agentrpc.v1.ReasoningDeltaH\x00\x12H\n\x19tool_call_arguments_delta\x18\x0f \x01(\x0b\x32#.agentrpc.v1.ToolCallArgumentsDeltaH\x00\x12\x34\n\x0emessage_stored\x18\x10 \x01(\x0b\x32\x1a.agentrpc.v1.MessageStoredH\x00\x12\x41\n\x15tool_returns_accepted\x18\x11 \x01(\x0b\x32 .agentrpc.v1.ToolReturnsAcceptedH\x00\x12\x34\n\x0estep_restarted\x18\x12 \x01(\x0b\x32\x1a.agentrpc.v1.StepRestartedH\x00\x12+\n\theartbeat\x18\x13 \x01(\x0b\x32\x16.agentrpc.v1.HeartbeatH\x00\x12!\n\x04live\x18\x14 \x01(\x0b\x32\x11.agentrpc.v1.LiveH\x00\x12.\n\x0brun_stopped\x18\x15 \x01(\x0b\x32\x17.agentrpc.v1.RunStoppedH\x00\x12;\n\x12tool_call_progress\x18\x16 \x01(\x0b\x32\x1d.agentrpc.v1.ToolCallProgressH\x00\x42\t\n\x07payload\"R\n\x0bRunAccepted\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x18\n\x10overridden_tools\x18\x03 \x03(\t\"A\n\nRunStarted\x12\r\n\x05\x65poch\x18\x01 \x01(\x05\x12$\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32\x15.agentrpc.v1.RunCause\"A\n\nRunResumed\x12\r\n\x05\x65poch\x18\x01 \x01(\x05\x12$\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32\x15.agentrpc.v1.RunCause\"N\n\tTextDelta\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x05\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\"6\n\x10ToolCallProgress\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"S\n\x0eReasoningDelta\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x05\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\"x\n\x16ToolCallArgumentsDelta\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x05\x12\x0c\n\x04text\x18\x05 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\x05\"6\n\rMessageStored\x12%\n\x07message\x18\x01 \x01(\x0b\x32\x14.agentrpc.v1.Message\"\xa1\x01\n\x13ToolReturnsAccepted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x1e\n\x16\x61\x63\x63\x65pted_tool_call_ids\x18\x02 \x03(\t\x12%\n\x1d\x61lready_settled_tool_call_ids\x18\x03 \x03(\t\x12/\n\tremaining\x18\x04 \x03(\x0b\x32\x1c.agentrpc.v1.PendingToolCall\"0\n\rStepRestarted\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x0b\n\tHeartbeat\"\x16\n\x04Live\x12\x0e\n\x06\x64\x65ltas\x18\x01 \x01(\x08\"\xeb\x01\n\nRunStopped\x12&\n\x06status\x18\x01 \x01(\x0e\x32\x16.agentrpc.v1.RunStatus\x12,\n\x0bstop_reason\x18\x02 \x01(\x0e\x32\x17.agentrpc.v1.StopReason\x12\r\n\x05\x66inal\x18\x03 \x01(\x08\x12/\n\tremaining\x18\x04 \x03(\x0b\x32\x1c.agentrpc.v1.PendingToolCall\x12!\n\x05usage\x18\x05 \x01(\x0b\x32\x12.agentrpc.v1.Usage\x12$\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x15.agentrpc.v1.RunError*\x95\x01\n\x08RunCause\x12\x19\n\x15RUN_CAUSE_UNSPECIFIED\x10\x00\x12\x13\n\x0fRUN_CAUSE_START\x10\x01\x12\x14\n\x10RUN_CAUSE_SUBMIT\x10\x02\x12\x13\n\x0fRUN_CAUSE_RETRY\x10\x03\x12\x16\n\x12RUN_CAUSE_RECOVERY\x10\x04\x12\x16\n\x12RUN_CAUSE_DEADLINE\x10\x05\x42\x46\n\x0f\x63om.agentrpc.v1B\x0b\x45ventsProtoP\x01Z\x16\x61gentrpc/v1;agentrpcv1\xaa\x02\x0b\x41gentRpc.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61gentrpc/v1/events.proto\x12\x0b\x61gentrpc.v1\x1a\x18\x61gentrpc/v1/agents.proto\x1a\x18\x61gentrpc/v1/errors.proto\x1a\x1a\x61gentrpc/v1/messages.proto\x1a\x16\x61gentrpc/v1/runs.proto\x1a\x17\x61gentrpc/v1/tools.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x86\x07\n\x08RunEvent\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x05\x12\x0f\n\x07step_id\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0crun_accepted\x18\n \x01(\x0b\x32\x18.agentrpc.v1.RunAcceptedH\x00\x12.\n\x0brun_started\x18\x0b \x01(\x0b\x32\x17.agentrpc.v1.RunStartedH\x00\x12.\n\x0brun_resumed\x18\x0c \x01(\x0b\x32\x17.agentrpc.v1.RunResumedH\x00\x12,\n\ntext_delta\x18\r \x01(\x0b\x32\x16.agentrpc.v1.TextDeltaH\x00\x12\x36\n\x0freasoning_delta\x18\x0e \x01(\x0b\x32\x1b.agentrpc.v1.ReasoningDeltaH\x00\x12H\n\x19tool_call_arguments_delta\x18\x0f \x01(\x0b\x32#.agentrpc.v1.ToolCallArgumentsDeltaH\x00\x12\x34\n\x0emessage_stored\x18\x10 \x01(\x0b\x32\x1a.agentrpc.v1.MessageStoredH\x00\x12\x41\n\x15tool_returns_accepted\x18\x11 \x01(\x0b\x32 .agentrpc.v1.ToolReturnsAcceptedH\x00\x12\x34\n\x0estep_restarted\x18\x12 \x01(\x0b\x32\x1a.agentrpc.v1.StepRestartedH\x00\x12+\n\theartbeat\x18\x13 \x01(\x0b\x32\x16.agentrpc.v1.HeartbeatH\x00\x12!\n\x04live\x18\x14 \x01(\x0b\x32\x11.agentrpc.v1.LiveH\x00\x12.\n\x0brun_stopped\x18\x15 \x01(\x0b\x32\x17.agentrpc.v1.RunStoppedH\x00\x12;\n\x12tool_call_progress\x18\x16 \x01(\x0b\x32\x1d.agentrpc.v1.ToolCallProgressH\x00\x12.\n\x0bmemory_read\x18\x17 \x01(\x0b\x32\x17.agentrpc.v1.MemoryReadH\x00\x12-\n\ncompaction\x18\x18 \x01(\x0b\x32\x17.agentrpc.v1.CompactionH\x00\x42\t\n\x07payload\"R\n\x0bRunAccepted\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x18\n\x10overridden_tools\x18\x03 \x03(\t\"A\n\nRunStarted\x12\r\n\x05\x65poch\x18\x01 \x01(\x05\x12$\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32\x15.agentrpc.v1.RunCause\"A\n\nRunResumed\x12\r\n\x05\x65poch\x18\x01 \x01(\x05\x12$\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32\x15.agentrpc.v1.RunCause\"N\n\tTextDelta\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x05\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\"6\n\x10ToolCallProgress\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"S\n\x0eReasoningDelta\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x05\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\"x\n\x16ToolCallArgumentsDelta\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x05\x12\x0c\n\x04text\x18\x05 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\x05\"6\n\rMessageStored\x12%\n\x07message\x18\x01 \x01(\x0b\x32\x14.agentrpc.v1.Message\"\xa1\x01\n\x13ToolReturnsAccepted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x1e\n\x16\x61\x63\x63\x65pted_tool_call_ids\x18\x02 \x03(\t\x12%\n\x1d\x61lready_settled_tool_call_ids\x18\x03 \x03(\t\x12/\n\tremaining\x18\x04 \x03(\x0b\x32\x1c.agentrpc.v1.PendingToolCall\"0\n\rStepRestarted\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xc7\x01\n\nCompaction\x12\x31\n\x08strategy\x18\x01 \x01(\x0e\x32\x1f.agentrpc.v1.CompactionStrategy\x12\x12\n\nmessage_id\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\x05\x12\x18\n\x10through_position\x18\x04 \x01(\x05\x12\x15\n\rtokens_before\x18\x05 \x01(\x05\x12\x14\n\x0ctokens_after\x18\x06 \x01(\x05\x12\x19\n\x11messages_left_out\x18\x07 \x01(\x05\"\x0b\n\tHeartbeat\"\x16\n\x04Live\x12\x0e\n\x06\x64\x65ltas\x18\x01 \x01(\x08\":\n\nMemoryRead\x12,\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x1c.agentrpc.v1.MemoryBlockRead\"K\n\x0fMemoryBlockRead\x12\x17\n\x0fmemory_block_id\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x05\"\xeb\x01\n\nRunStopped\x12&\n\x06status\x18\x01 \x01(\x0e\x32\x16.agentrpc.v1.RunStatus\x12,\n\x0bstop_reason\x18\x02 \x01(\x0e\x32\x17.agentrpc.v1.StopReason\x12\r\n\x05\x66inal\x18\x03 \x01(\x08\x12/\n\tremaining\x18\x04 \x03(\x0b\x32\x1c.agentrpc.v1.PendingToolCall\x12!\n\x05usage\x18\x05 \x01(\x0b\x32\x12.agentrpc.v1.Usage\x12$\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x15.agentrpc.v1.RunError*\x95\x01\n\x08RunCause\x12\x19\n\x15RUN_CAUSE_UNSPECIFIED\x10\x00\x12\x13\n\x0fRUN_CAUSE_START\x10\x01\x12\x14\n\x10RUN_CAUSE_SUBMIT\x10\x02\x12\x13\n\x0fRUN_CAUSE_RETRY\x10\x03\x12\x16\n\x12RUN_CAUSE_RECOVERY\x10\x04\x12\x16\n\x12RUN_CAUSE_DEADLINE\x10\x05\x42\x46\n\x0f\x63om.agentrpc.v1B\x0b\x45ventsProtoP\x01Z\x16\x61gentrpc/v1;agentrpcv1\xaa\x02\x0b\x41gentRpc.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,34 +38,40 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'agentrpc.v1.events_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\017com.agentrpc.v1B\013EventsProtoP\001Z\026agentrpc/v1;agentrpcv1\252\002\013AgentRpc.V1'
-  _globals['_RUNCAUSE']._serialized_start=2094
-  _globals['_RUNCAUSE']._serialized_end=2243
-  _globals['_RUNEVENT']._serialized_start=178
-  _globals['_RUNEVENT']._serialized_end=985
-  _globals['_RUNACCEPTED']._serialized_start=987
-  _globals['_RUNACCEPTED']._serialized_end=1069
-  _globals['_RUNSTARTED']._serialized_start=1071
-  _globals['_RUNSTARTED']._serialized_end=1136
-  _globals['_RUNRESUMED']._serialized_start=1138
-  _globals['_RUNRESUMED']._serialized_end=1203
-  _globals['_TEXTDELTA']._serialized_start=1205
-  _globals['_TEXTDELTA']._serialized_end=1283
-  _globals['_TOOLCALLPROGRESS']._serialized_start=1285
-  _globals['_TOOLCALLPROGRESS']._serialized_end=1339
-  _globals['_REASONINGDELTA']._serialized_start=1341
-  _globals['_REASONINGDELTA']._serialized_end=1424
-  _globals['_TOOLCALLARGUMENTSDELTA']._serialized_start=1426
-  _globals['_TOOLCALLARGUMENTSDELTA']._serialized_end=1546
-  _globals['_MESSAGESTORED']._serialized_start=1548
-  _globals['_MESSAGESTORED']._serialized_end=1602
-  _globals['_TOOLRETURNSACCEPTED']._serialized_start=1605
-  _globals['_TOOLRETURNSACCEPTED']._serialized_end=1766
-  _globals['_STEPRESTARTED']._serialized_start=1768
-  _globals['_STEPRESTARTED']._serialized_end=1816
-  _globals['_HEARTBEAT']._serialized_start=1818
-  _globals['_HEARTBEAT']._serialized_end=1829
-  _globals['_LIVE']._serialized_start=1831
-  _globals['_LIVE']._serialized_end=1853
-  _globals['_RUNSTOPPED']._serialized_start=1856
-  _globals['_RUNSTOPPED']._serialized_end=2091
+  _globals['_RUNCAUSE']._serialized_start=2554
+  _globals['_RUNCAUSE']._serialized_end=2703
+  _globals['_RUNEVENT']._serialized_start=204
+  _globals['_RUNEVENT']._serialized_end=1106
+  _globals['_RUNACCEPTED']._serialized_start=1108
+  _globals['_RUNACCEPTED']._serialized_end=1190
+  _globals['_RUNSTARTED']._serialized_start=1192
+  _globals['_RUNSTARTED']._serialized_end=1257
+  _globals['_RUNRESUMED']._serialized_start=1259
+  _globals['_RUNRESUMED']._serialized_end=1324
+  _globals['_TEXTDELTA']._serialized_start=1326
+  _globals['_TEXTDELTA']._serialized_end=1404
+  _globals['_TOOLCALLPROGRESS']._serialized_start=1406
+  _globals['_TOOLCALLPROGRESS']._serialized_end=1460
+  _globals['_REASONINGDELTA']._serialized_start=1462
+  _globals['_REASONINGDELTA']._serialized_end=1545
+  _globals['_TOOLCALLARGUMENTSDELTA']._serialized_start=1547
+  _globals['_TOOLCALLARGUMENTSDELTA']._serialized_end=1667
+  _globals['_MESSAGESTORED']._serialized_start=1669
+  _globals['_MESSAGESTORED']._serialized_end=1723
+  _globals['_TOOLRETURNSACCEPTED']._serialized_start=1726
+  _globals['_TOOLRETURNSACCEPTED']._serialized_end=1887
+  _globals['_STEPRESTARTED']._serialized_start=1889
+  _globals['_STEPRESTARTED']._serialized_end=1937
+  _globals['_COMPACTION']._serialized_start=1940
+  _globals['_COMPACTION']._serialized_end=2139
+  _globals['_HEARTBEAT']._serialized_start=2141
+  _globals['_HEARTBEAT']._serialized_end=2152
+  _globals['_LIVE']._serialized_start=2154
+  _globals['_LIVE']._serialized_end=2176
+  _globals['_MEMORYREAD']._serialized_start=2178
+  _globals['_MEMORYREAD']._serialized_end=2236
+  _globals['_MEMORYBLOCKREAD']._serialized_start=2238
+  _globals['_MEMORYBLOCKREAD']._serialized_end=2313
+  _globals['_RUNSTOPPED']._serialized_start=2316
+  _globals['_RUNSTOPPED']._serialized_end=2551
 # @@protoc_insertion_point(module_scope)

@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from agentrpc.v1 import agents_pb2 as _agents_pb2
 from agentrpc.v1 import errors_pb2 as _errors_pb2
 from agentrpc.v1 import messages_pb2 as _messages_pb2
 from agentrpc.v1 import runs_pb2 as _runs_pb2
@@ -90,6 +91,8 @@ class RunEvent(_message.Message):
     LIVE_FIELD_NUMBER: _builtins.int
     RUN_STOPPED_FIELD_NUMBER: _builtins.int
     TOOL_CALL_PROGRESS_FIELD_NUMBER: _builtins.int
+    MEMORY_READ_FIELD_NUMBER: _builtins.int
+    COMPACTION_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     sequence: _builtins.int
@@ -154,6 +157,16 @@ class RunEvent(_message.Message):
     def tool_call_progress(self) -> Global___ToolCallProgress:
         """Not stored: what the worker that has a call tells of it; only from the process the worker talks to."""
 
+    @_builtins.property
+    def memory_read(self) -> Global___MemoryRead:
+        """Durable: which memory blocks the model was shown for this step; with the first step of a run whose agent has some,
+        and with each step that was shown something else than the one before.
+        """
+
+    @_builtins.property
+    def compaction(self) -> Global___Compaction:
+        """Durable: the conversation was compacted before the model is asked; the summary message is stored just before."""
+
     def __init__(
         self,
         *,
@@ -174,12 +187,14 @@ class RunEvent(_message.Message):
         live: Global___Live | None = ...,
         run_stopped: Global___RunStopped | None = ...,
         tool_call_progress: Global___ToolCallProgress | None = ...,
+        memory_read: Global___MemoryRead | None = ...,
+        compaction: Global___Compaction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "heartbeat", b"heartbeat", "live", b"live", "message_stored", b"message_stored", "payload", b"payload", "reasoning_delta", b"reasoning_delta", "run_accepted", b"run_accepted", "run_resumed", b"run_resumed", "run_started", b"run_started", "run_stopped", b"run_stopped", "step_restarted", b"step_restarted", "text_delta", b"text_delta", "tool_call_arguments_delta", b"tool_call_arguments_delta", "tool_call_progress", b"tool_call_progress", "tool_returns_accepted", b"tool_returns_accepted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compaction", b"compaction", "create_time", b"create_time", "heartbeat", b"heartbeat", "live", b"live", "memory_read", b"memory_read", "message_stored", b"message_stored", "payload", b"payload", "reasoning_delta", b"reasoning_delta", "run_accepted", b"run_accepted", "run_resumed", b"run_resumed", "run_started", b"run_started", "run_stopped", b"run_stopped", "step_restarted", b"step_restarted", "text_delta", b"text_delta", "tool_call_arguments_delta", b"tool_call_arguments_delta", "tool_call_progress", b"tool_call_progress", "tool_returns_accepted", b"tool_returns_accepted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "heartbeat", b"heartbeat", "live", b"live", "message_stored", b"message_stored", "payload", b"payload", "reasoning_delta", b"reasoning_delta", "run_accepted", b"run_accepted", "run_id", b"run_id", "run_resumed", b"run_resumed", "run_started", b"run_started", "run_stopped", b"run_stopped", "sequence", b"sequence", "step_id", b"step_id", "step_restarted", b"step_restarted", "text_delta", b"text_delta", "tool_call_arguments_delta", b"tool_call_arguments_delta", "tool_call_progress", b"tool_call_progress", "tool_returns_accepted", b"tool_returns_accepted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compaction", b"compaction", "create_time", b"create_time", "heartbeat", b"heartbeat", "live", b"live", "memory_read", b"memory_read", "message_stored", b"message_stored", "payload", b"payload", "reasoning_delta", b"reasoning_delta", "run_accepted", b"run_accepted", "run_id", b"run_id", "run_resumed", b"run_resumed", "run_started", b"run_started", "run_stopped", b"run_stopped", "sequence", b"sequence", "step_id", b"step_id", "step_restarted", b"step_restarted", "text_delta", b"text_delta", "tool_call_arguments_delta", b"tool_call_arguments_delta", "tool_call_progress", b"tool_call_progress", "tool_returns_accepted", b"tool_returns_accepted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["run_accepted", "run_started", "run_resumed", "text_delta", "reasoning_delta", "tool_call_arguments_delta", "message_stored", "tool_returns_accepted", "step_restarted", "heartbeat", "live", "run_stopped", "tool_call_progress"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["run_accepted", "run_started", "run_resumed", "text_delta", "reasoning_delta", "tool_call_arguments_delta", "message_stored", "tool_returns_accepted", "step_restarted", "heartbeat", "live", "run_stopped", "tool_call_progress", "memory_read", "compaction"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
@@ -498,6 +513,52 @@ class StepRestarted(_message.Message):
 Global___StepRestarted: _TypeAlias = StepRestarted  # noqa: Y015
 
 @_typing.final
+class Compaction(_message.Message):
+    """From now on the model is not shown the older messages of the conversation, which stay stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    THROUGH_POSITION_FIELD_NUMBER: _builtins.int
+    TOKENS_BEFORE_FIELD_NUMBER: _builtins.int
+    TOKENS_AFTER_FIELD_NUMBER: _builtins.int
+    MESSAGES_LEFT_OUT_FIELD_NUMBER: _builtins.int
+    strategy: _agents_pb2.CompactionStrategy.ValueType
+    """How; never UNSPECIFIED or NONE."""
+    message_id: _builtins.str
+    """The summary message."""
+    position: _builtins.int
+    """Its position."""
+    through_position: _builtins.int
+    """The position of the last message that the model is not shown any more."""
+    tokens_before: _builtins.int
+    """Estimated tokens of the next request without the compaction."""
+    tokens_after: _builtins.int
+    """Estimated tokens of the next request with it."""
+    messages_left_out: _builtins.int
+    """How many messages it took out of what the model is shown; summaries do not count."""
+    def __init__(
+        self,
+        *,
+        strategy: _agents_pb2.CompactionStrategy.ValueType = ...,
+        message_id: _builtins.str = ...,
+        position: _builtins.int = ...,
+        through_position: _builtins.int = ...,
+        tokens_before: _builtins.int = ...,
+        tokens_after: _builtins.int = ...,
+        messages_left_out: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id", "messages_left_out", b"messages_left_out", "position", b"position", "strategy", b"strategy", "through_position", b"through_position", "tokens_after", b"tokens_after", "tokens_before", b"tokens_before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Compaction: _TypeAlias = Compaction  # noqa: Y015
+
+@_typing.final
 class Heartbeat(_message.Message):
     """A sign of life on a silent stream."""
 
@@ -535,6 +596,60 @@ class Live(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Live: _TypeAlias = Live  # noqa: Y015
+
+@_typing.final
+class MemoryRead(_message.Message):
+    """What the model was shown of the agent's memory. Stored with the model's answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemoryBlockRead]:
+        """In the order of the agent; blocks that were deleted are left out, so it may be empty."""
+
+    def __init__(
+        self,
+        *,
+        blocks: _abc.Iterable[Global___MemoryBlockRead] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemoryRead: _TypeAlias = MemoryRead  # noqa: Y015
+
+@_typing.final
+class MemoryBlockRead(_message.Message):
+    """A memory block as the model was shown it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_BLOCK_ID_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    memory_block_id: _builtins.str
+    """The block."""
+    label: _builtins.str
+    """Its label."""
+    revision: _builtins.int
+    """Its revision then."""
+    def __init__(
+        self,
+        *,
+        memory_block_id: _builtins.str = ...,
+        label: _builtins.str = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "memory_block_id", b"memory_block_id", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemoryBlockRead: _TypeAlias = MemoryBlockRead  # noqa: Y015
 
 @_typing.final
 class RunStopped(_message.Message):

@@ -27,7 +27,7 @@ from agentrpc.v1 import tools_pb2 as agentrpc_dot_v1_dot_tools__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x61gentrpc/v1/messages.proto\x12\x0b\x61gentrpc.v1\x1a\x19\x61gentrpc/v1/content.proto\x1a\x17\x61gentrpc/v1/tools.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"t\n\x0cInputMessage\x12\x1f\n\x04role\x18\x01 \x01(\x0e\x32\x11.agentrpc.v1.Role\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\'\n\x05parts\x18\x03 \x03(\x0b\x32\x18.agentrpc.v1.ContentPart\x12\x0c\n\x04name\x18\x04 \x01(\t\"\x81\x04\n\x07Message\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x0f\n\x07step_id\x18\x04 \x01(\t\x12\x10\n\x08position\x18\x05 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x04user\x18\n \x01(\x0b\x32\x18.agentrpc.v1.UserMessageH\x00\x12,\n\x06system\x18\x0b \x01(\x0b\x32\x1a.agentrpc.v1.SystemMessageH\x00\x12\x32\n\tassistant\x18\x0c \x01(\x0b\x32\x1d.agentrpc.v1.AssistantMessageH\x00\x12\x32\n\treasoning\x18\r \x01(\x0b\x32\x1d.agentrpc.v1.ReasoningMessageH\x00\x12\x31\n\ttool_call\x18\x0e \x01(\x0b\x32\x1c.agentrpc.v1.ToolCallMessageH\x00\x12\x35\n\x0btool_return\x18\x0f \x01(\x0b\x32\x1e.agentrpc.v1.ToolReturnMessageH\x00\x12\x30\n\x08\x61pproval\x18\x10 \x01(\x0b\x32\x1c.agentrpc.v1.ApprovalMessageH\x00\x42\t\n\x07\x63ontent\"R\n\x0bUserMessage\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\'\n\x05parts\x18\x03 \x03(\x0b\x32\x18.agentrpc.v1.ContentPart\"\x1d\n\rSystemMessage\x12\x0c\n\x04text\x18\x01 \x01(\t\" \n\x10\x41ssistantMessage\x12\x0c\n\x04text\x18\x01 \x01(\t\" \n\x10ReasoningMessage\x12\x0c\n\x04text\x18\x01 \x01(\t\"<\n\x0fToolCallMessage\x12)\n\ntool_calls\x18\x01 \x03(\x0b\x32\x15.agentrpc.v1.ToolCall\"\xff\x01\n\x11ToolReturnMessage\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12-\n\x06status\x18\x03 \x01(\x0e\x32\x1d.agentrpc.v1.ToolReturnStatus\x12-\n\x07outcome\x18\x04 \x01(\x0e\x32\x1c.agentrpc.v1.ToolCallOutcome\x12\x0c\n\x04text\x18\x05 \x01(\t\x12\x0e\n\x06stdout\x18\x06 \x01(\t\x12\x0e\n\x06stderr\x18\x07 \x01(\t\x12\x11\n\ttruncated\x18\x08 \x01(\x08\x12\'\n\x05parts\x18\t \x03(\x0b\x32\x18.agentrpc.v1.ContentPart\"f\n\x0f\x41pprovalMessage\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x10\n\x08\x61pproved\x18\x02 \x01(\x08\x12\x1d\n\x15\x65\x64ited_arguments_json\x18\x03 \x01(\t\x12\x0c\n\x04note\x18\x04 \x01(\t*<\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n\tROLE_USER\x10\x01\x12\x0f\n\x0bROLE_SYSTEM\x10\x02*\xe8\x01\n\x0bMessageType\x12\x1c\n\x18MESSAGE_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11MESSAGE_TYPE_USER\x10\x01\x12\x17\n\x13MESSAGE_TYPE_SYSTEM\x10\x02\x12\x1a\n\x16MESSAGE_TYPE_ASSISTANT\x10\x03\x12\x1a\n\x16MESSAGE_TYPE_REASONING\x10\x04\x12\x1a\n\x16MESSAGE_TYPE_TOOL_CALL\x10\x05\x12\x1c\n\x18MESSAGE_TYPE_TOOL_RETURN\x10\x06\x12\x19\n\x15MESSAGE_TYPE_APPROVAL\x10\x07\x42H\n\x0f\x63om.agentrpc.v1B\rMessagesProtoP\x01Z\x16\x61gentrpc/v1;agentrpcv1\xaa\x02\x0b\x41gentRpc.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x61gentrpc/v1/messages.proto\x12\x0b\x61gentrpc.v1\x1a\x19\x61gentrpc/v1/content.proto\x1a\x17\x61gentrpc/v1/tools.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"t\n\x0cInputMessage\x12\x1f\n\x04role\x18\x01 \x01(\x0e\x32\x11.agentrpc.v1.Role\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\'\n\x05parts\x18\x03 \x03(\x0b\x32\x18.agentrpc.v1.ContentPart\x12\x0c\n\x04name\x18\x04 \x01(\t\"\xb1\x04\n\x07Message\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x0f\n\x07step_id\x18\x04 \x01(\t\x12\x10\n\x08position\x18\x05 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x04user\x18\n \x01(\x0b\x32\x18.agentrpc.v1.UserMessageH\x00\x12,\n\x06system\x18\x0b \x01(\x0b\x32\x1a.agentrpc.v1.SystemMessageH\x00\x12\x32\n\tassistant\x18\x0c \x01(\x0b\x32\x1d.agentrpc.v1.AssistantMessageH\x00\x12\x32\n\treasoning\x18\r \x01(\x0b\x32\x1d.agentrpc.v1.ReasoningMessageH\x00\x12\x31\n\ttool_call\x18\x0e \x01(\x0b\x32\x1c.agentrpc.v1.ToolCallMessageH\x00\x12\x35\n\x0btool_return\x18\x0f \x01(\x0b\x32\x1e.agentrpc.v1.ToolReturnMessageH\x00\x12\x30\n\x08\x61pproval\x18\x10 \x01(\x0b\x32\x1c.agentrpc.v1.ApprovalMessageH\x00\x12.\n\x07summary\x18\x11 \x01(\x0b\x32\x1b.agentrpc.v1.SummaryMessageH\x00\x42\t\n\x07\x63ontent\"R\n\x0bUserMessage\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\'\n\x05parts\x18\x03 \x03(\x0b\x32\x18.agentrpc.v1.ContentPart\"\x1d\n\rSystemMessage\x12\x0c\n\x04text\x18\x01 \x01(\t\" \n\x10\x41ssistantMessage\x12\x0c\n\x04text\x18\x01 \x01(\t\" \n\x10ReasoningMessage\x12\x0c\n\x04text\x18\x01 \x01(\t\"<\n\x0fToolCallMessage\x12)\n\ntool_calls\x18\x01 \x03(\x0b\x32\x15.agentrpc.v1.ToolCall\"\xff\x01\n\x11ToolReturnMessage\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12-\n\x06status\x18\x03 \x01(\x0e\x32\x1d.agentrpc.v1.ToolReturnStatus\x12-\n\x07outcome\x18\x04 \x01(\x0e\x32\x1c.agentrpc.v1.ToolCallOutcome\x12\x0c\n\x04text\x18\x05 \x01(\t\x12\x0e\n\x06stdout\x18\x06 \x01(\t\x12\x0e\n\x06stderr\x18\x07 \x01(\t\x12\x11\n\ttruncated\x18\x08 \x01(\x08\x12\'\n\x05parts\x18\t \x03(\x0b\x32\x18.agentrpc.v1.ContentPart\"f\n\x0f\x41pprovalMessage\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x10\n\x08\x61pproved\x18\x02 \x01(\x08\x12\x1d\n\x15\x65\x64ited_arguments_json\x18\x03 \x01(\t\x12\x0c\n\x04note\x18\x04 \x01(\t\"8\n\x0eSummaryMessage\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x18\n\x10through_position\x18\x02 \x01(\x05*<\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n\tROLE_USER\x10\x01\x12\x0f\n\x0bROLE_SYSTEM\x10\x02*\x82\x02\n\x0bMessageType\x12\x1c\n\x18MESSAGE_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11MESSAGE_TYPE_USER\x10\x01\x12\x17\n\x13MESSAGE_TYPE_SYSTEM\x10\x02\x12\x1a\n\x16MESSAGE_TYPE_ASSISTANT\x10\x03\x12\x1a\n\x16MESSAGE_TYPE_REASONING\x10\x04\x12\x1a\n\x16MESSAGE_TYPE_TOOL_CALL\x10\x05\x12\x1c\n\x18MESSAGE_TYPE_TOOL_RETURN\x10\x06\x12\x19\n\x15MESSAGE_TYPE_APPROVAL\x10\x07\x12\x18\n\x14MESSAGE_TYPE_SUMMARY\x10\x08\x42H\n\x0f\x63om.agentrpc.v1B\rMessagesProtoP\x01Z\x16\x61gentrpc/v1;agentrpcv1\xaa\x02\x0b\x41gentRpc.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,26 +35,28 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'agentrpc.v1.messages_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\017com.agentrpc.v1B\rMessagesProtoP\001Z\026agentrpc/v1;agentrpcv1\252\002\013AgentRpc.V1'
-  _globals['_ROLE']._serialized_start=1369
-  _globals['_ROLE']._serialized_end=1429
-  _globals['_MESSAGETYPE']._serialized_start=1432
-  _globals['_MESSAGETYPE']._serialized_end=1664
+  _globals['_ROLE']._serialized_start=1475
+  _globals['_ROLE']._serialized_end=1535
+  _globals['_MESSAGETYPE']._serialized_start=1538
+  _globals['_MESSAGETYPE']._serialized_end=1796
   _globals['_INPUTMESSAGE']._serialized_start=128
   _globals['_INPUTMESSAGE']._serialized_end=244
   _globals['_MESSAGE']._serialized_start=247
-  _globals['_MESSAGE']._serialized_end=760
-  _globals['_USERMESSAGE']._serialized_start=762
-  _globals['_USERMESSAGE']._serialized_end=844
-  _globals['_SYSTEMMESSAGE']._serialized_start=846
-  _globals['_SYSTEMMESSAGE']._serialized_end=875
-  _globals['_ASSISTANTMESSAGE']._serialized_start=877
-  _globals['_ASSISTANTMESSAGE']._serialized_end=909
-  _globals['_REASONINGMESSAGE']._serialized_start=911
-  _globals['_REASONINGMESSAGE']._serialized_end=943
-  _globals['_TOOLCALLMESSAGE']._serialized_start=945
-  _globals['_TOOLCALLMESSAGE']._serialized_end=1005
-  _globals['_TOOLRETURNMESSAGE']._serialized_start=1008
-  _globals['_TOOLRETURNMESSAGE']._serialized_end=1263
-  _globals['_APPROVALMESSAGE']._serialized_start=1265
-  _globals['_APPROVALMESSAGE']._serialized_end=1367
+  _globals['_MESSAGE']._serialized_end=808
+  _globals['_USERMESSAGE']._serialized_start=810
+  _globals['_USERMESSAGE']._serialized_end=892
+  _globals['_SYSTEMMESSAGE']._serialized_start=894
+  _globals['_SYSTEMMESSAGE']._serialized_end=923
+  _globals['_ASSISTANTMESSAGE']._serialized_start=925
+  _globals['_ASSISTANTMESSAGE']._serialized_end=957
+  _globals['_REASONINGMESSAGE']._serialized_start=959
+  _globals['_REASONINGMESSAGE']._serialized_end=991
+  _globals['_TOOLCALLMESSAGE']._serialized_start=993
+  _globals['_TOOLCALLMESSAGE']._serialized_end=1053
+  _globals['_TOOLRETURNMESSAGE']._serialized_start=1056
+  _globals['_TOOLRETURNMESSAGE']._serialized_end=1311
+  _globals['_APPROVALMESSAGE']._serialized_start=1313
+  _globals['_APPROVALMESSAGE']._serialized_end=1415
+  _globals['_SUMMARYMESSAGE']._serialized_start=1417
+  _globals['_SUMMARYMESSAGE']._serialized_end=1473
 # @@protoc_insertion_point(module_scope)

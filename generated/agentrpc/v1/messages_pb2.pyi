@@ -68,6 +68,8 @@ class _MessageTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MessageTy
     """Arm `tool_return` of Message."""
     MESSAGE_TYPE_APPROVAL: _MessageType.ValueType  # 7
     """Arm `approval` of Message."""
+    MESSAGE_TYPE_SUMMARY: _MessageType.ValueType  # 8
+    """Arm `summary` of Message."""
 
 class MessageType(_MessageType, metaclass=_MessageTypeEnumTypeWrapper):
     """The kinds of message a conversation holds; used to choose what an answer shows."""
@@ -88,6 +90,8 @@ MESSAGE_TYPE_TOOL_RETURN: MessageType.ValueType  # 6
 """Arm `tool_return` of Message."""
 MESSAGE_TYPE_APPROVAL: MessageType.ValueType  # 7
 """Arm `approval` of Message."""
+MESSAGE_TYPE_SUMMARY: MessageType.ValueType  # 8
+"""Arm `summary` of Message."""
 Global___MessageType: _TypeAlias = MessageType  # noqa: Y015
 
 @_typing.final
@@ -152,6 +156,7 @@ class Message(_message.Message):
     TOOL_CALL_FIELD_NUMBER: _builtins.int
     TOOL_RETURN_FIELD_NUMBER: _builtins.int
     APPROVAL_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
     message_id: _builtins.str
     """Issued by the server, unique. The deltas of a streamed message carry the same id."""
     conversation_id: _builtins.str
@@ -159,7 +164,7 @@ class Message(_message.Message):
     run_id: _builtins.str
     """The run that wrote it."""
     step_id: _builtins.str
-    """The step that wrote it; empty for input messages. A system message with a step is the server's: see SystemMessage."""
+    """The step that wrote it; empty for input messages and summaries. A system message with a step is the server's: see SystemMessage."""
     position: _builtins.int
     """Its place in the conversation: 1, 2, 3, ... without a gap."""
     @_builtins.property
@@ -194,6 +199,10 @@ class Message(_message.Message):
     def approval(self) -> Global___ApprovalMessage:
         """A decision about one call that needed approval."""
 
+    @_builtins.property
+    def summary(self) -> Global___SummaryMessage:
+        """What stands for older messages from now on, in what the model is shown."""
+
     def __init__(
         self,
         *,
@@ -210,12 +219,13 @@ class Message(_message.Message):
         tool_call: Global___ToolCallMessage | None = ...,
         tool_return: Global___ToolReturnMessage | None = ...,
         approval: Global___ApprovalMessage | None = ...,
+        summary: Global___SummaryMessage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "assistant", b"assistant", "content", b"content", "create_time", b"create_time", "reasoning", b"reasoning", "system", b"system", "tool_call", b"tool_call", "tool_return", b"tool_return", "user", b"user"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "assistant", b"assistant", "content", b"content", "create_time", b"create_time", "reasoning", b"reasoning", "summary", b"summary", "system", b"system", "tool_call", b"tool_call", "tool_return", b"tool_return", "user", b"user"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "assistant", b"assistant", "content", b"content", "conversation_id", b"conversation_id", "create_time", b"create_time", "message_id", b"message_id", "position", b"position", "reasoning", b"reasoning", "run_id", b"run_id", "step_id", b"step_id", "system", b"system", "tool_call", b"tool_call", "tool_return", b"tool_return", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "assistant", b"assistant", "content", b"content", "conversation_id", b"conversation_id", "create_time", b"create_time", "message_id", b"message_id", "position", b"position", "reasoning", b"reasoning", "run_id", b"run_id", "step_id", b"step_id", "summary", b"summary", "system", b"system", "tool_call", b"tool_call", "tool_return", b"tool_return", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["user", "system", "assistant", "reasoning", "tool_call", "tool_return", "approval"]  # noqa: Y015
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["user", "system", "assistant", "reasoning", "tool_call", "tool_return", "approval", "summary"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
 
@@ -438,3 +448,33 @@ class ApprovalMessage(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ApprovalMessage: _TypeAlias = ApprovalMessage  # noqa: Y015
+
+@_typing.final
+class SummaryMessage(_message.Message):
+    """A compaction (see ContextPolicy of the agent): the model is shown this, if it has a text, and then the messages after
+    `through_position`. The newest one of a conversation counts; it tells what those before it told.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    THROUGH_POSITION_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """What the messages up to `through_position` said, in the words of the model; empty for a sliding window. One that was cut
+    by the token limit says so at its end.
+    """
+    through_position: _builtins.int
+    """The position of the last message that the model is not shown any more."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        through_position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "through_position", b"through_position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SummaryMessage: _TypeAlias = SummaryMessage  # noqa: Y015
