@@ -8,11 +8,10 @@ import asyncpg
 import pytest
 
 from agent_service.domain.run import MemoryPlan
-from agent_service.stores.postgres_database import SCHEMA_VERSION
 from tests.postgres import Postgres
 from tests.registry_contract import ALL
 from tests.registry_contract import opened as with_registry
-from tests.store_contract import client, lived_in, opened, repeatable, returns
+from tests.store_contract import client, lived_in, opened, repeatable
 from tests.stored import SCHEMA, edit, emptied, everything, rows
 
 pytestmark = pytest.mark.anyio
@@ -143,7 +142,7 @@ async def test_a_database_of_the_version_before_is_brought_to_the_schema(url: st
     present = await _described(url)
     await edit(
         url,
-        "DROP TABLE memory_work",
+        "DROP TABLE memory_work, memory_blocks",
         "DROP INDEX runs_of_parent",
         "ALTER TABLE runs DROP COLUMN parent_run_id",
         "UPDATE schema_version SET version = 1",
@@ -169,23 +168,3 @@ async def _described(url: str) -> list[tuple[Any, ...]]:
         *await rows(url, "SELECT indexdef FROM pg_indexes WHERE schemaname = 'agent_service' ORDER BY 1"),
         *await rows(url, "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1"),
     ]
-
-
-@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
-async def test_a_run_that_an_older_program_paused_is_resumed(
-    url: str, monkeypatch: pytest.MonkeyPatch, version: int
-) -> None:
-    """An older database gets the tables of a new one; what is in it stays."""
-    await sql(url, f"DROP SCHEMA {SCHEMA} CASCADE")
-    with monkeypatch.context() as older:
-        older.setattr("agent_service.stores.postgres_database.SCHEMA_VERSION", version)
-        async with opened(url) as kept:
-            await kept.paused(client("call_1"))
-    before = await everything(url)
-    async with opened(url) as kept:
-        now = await everything(url)
-        assert {table: now[table] for table in before if table != "schema_version"} == {
-            table: rows for table, rows in before.items() if table != "schema_version"
-        }
-        assert (await kept.submit(returns("call_1"))).resumed
-        assert await kept.store.memory_blocks("acme", ("human",)) == ()
