@@ -15,9 +15,19 @@ from agent_service.domain.memory import problems as block_problems
 from agent_service.domain.policy import DEFAULT_KEEP, DEFAULT_THRESHOLD, ContextPolicy, Strategy
 from agent_service.domain.policy import problems as problems_of_policy
 from agent_service.domain.rules import NextTool, RuleKind, ToolRule, problems
-from agent_service.domain.run import MESSAGE_ARGUMENT, MESSAGE_TOOL, AgentDefinition, AgentKind
+from agent_service.domain.run import (
+    DEFAULT_EVERY,
+    MESSAGE_ARGUMENT,
+    MESSAGE_TOOL,
+    AgentDefinition,
+    AgentKind,
+    MemoryPlan,
+    Sleeptime,
+)
 from agent_service.engine.limits import Limits
 from agent_service.engine.memory_tools import MEMORY_TOOLS
+from agent_service.engine.sleeptime import named, wrong_kind
+from agent_service.engine.sleeptime import problems as problems_of_sleeptime
 from agent_service.settings import SettingsError
 from agent_service.tools.mcp.server import server_of
 
@@ -101,9 +111,19 @@ class _Agent(_Table):
     message_tool: str = MESSAGE_TOOL
     message_argument: str = MESSAGE_ARGUMENT
     tool_rules: tuple[_Rule, ...] = ()
+    foreground: str = ""
+    memory_agents: tuple[str, ...] = ()
+    every: int = DEFAULT_EVERY
     memory_blocks: tuple[str, ...] = ()
     context: _Context = Field(default_factory=_Context)
     default: bool = False
+
+    @property
+    def sleeptime(self) -> Sleeptime | None:
+        """What it is made of, if any of that is set."""
+        if not self.model_fields_set & {"foreground", "memory_agents", "every"}:
+            return None
+        return Sleeptime(self.foreground, MemoryPlan(self.memory_agents, self.every))
 
 
 class _Block(_Table):
@@ -118,6 +138,10 @@ class _File(_Table):
     memory_blocks: dict[str, _Block] = Field(default_factory=dict)
     agents: dict[str, _Agent] = Field(default_factory=dict)
     mcp_servers: dict[str, Any] = Field(default_factory=dict)
+
+
+_APART = {"default", "tool_rules", "memory_blocks", "context", "foreground", "memory_agents", "every"}
+"""Keys of an agent that are no fields of a definition."""
 
 
 def read_toml(path: Path, model: type[M]) -> M:
@@ -153,10 +177,12 @@ def read_agents(path: Path, server_tools: tuple[str, ...]) -> tuple[tuple[AgentD
             tool_rules=rules[i],
             memory_block_ids=agent.memory_blocks,
             context=ContextPolicy(**agent.context.model_dump()),
-            **agent.model_dump(exclude={"default", "tool_rules", "memory_blocks", "context"}),
+            sleeptime=agent.sleeptime,
+            **agent.model_dump(exclude=_APART),
         )
         for i, agent in found.items()
     )
+    _check_sleeptime(path, agents)
     return agents, "".join(marked)
 
 
@@ -215,6 +241,26 @@ def _check(path: Path, agent_id: str, agent: _Agent, server_tools: tuple[str, ..
     doubled = next((name for name in agent.server_tools if agent.server_tools.count(name) > 1), None)
     if doubled:
         raise SettingsError(f"{where}.server_tools: '{doubled}' is named twice")
+
+
+def _check_sleeptime(path: Path, agents: tuple[AgentDefinition, ...]) -> None:
+    """Agents of the configuration are made of agents of the configuration."""
+    kinds = {"default": AgentKind.LLM, "responder": AgentKind.RESPONDER} | {a.agent_id: a.kind for a in agents}
+    for agent in agents:
+        where = f"agents_file: {path}: agents.{agent.agent_id}"
+        for problem in problems_of_sleeptime(agent, Limits().max_memory_agents):
+            raise SettingsError(f"{where}: {_key(problem.field)}: {problem.description}")
+        for field, agent_id, allowed in named(agent):
+            known = f"no agent '{agent_id}'; known: {', '.join(kinds)}"
+            problem_of_kind = wrong_kind(agent_id, kinds[agent_id], allowed) if agent_id in kinds else known
+            if problem_of_kind:
+                raise SettingsError(f"{where}: {_key(field)}: {problem_of_kind}")
+
+
+def _key(field: str) -> str:
+    """The key of the file for a field of the contract."""
+    names = {"sleeptime.foreground_agent_id": "foreground", "sleeptime.every": "every", "sleeptime": "foreground"}
+    return names.get(field) or field.replace("sleeptime.memory_agent_ids", "memory_agents")
 
 
 def _of_one(tool: str, mcp_servers: tuple[str, ...]) -> bool:

@@ -24,6 +24,7 @@ from agent_service.engine.context import Contexts
 from agent_service.engine.hub import Hub
 from agent_service.engine.inbox import Inbox
 from agent_service.engine.loop import Parts
+from agent_service.engine.memory_runs import MemoryRuns
 from agent_service.engine.memory_tools import MEMORY_TOOLS
 from agent_service.engine.model import ModelClient, ModelError, ToolMode
 from agent_service.engine.registry import Registry
@@ -235,8 +236,11 @@ async def _service(settings: Settings, endpoint: Endpoint, tools: _Tools) -> Asy
         observers.append(contexts.observe)
         parts = Parts(store, hub, contexts, {endpoint.client.name: endpoint.client}, tools.all, limits, new_id)
         owner = Owner(new_id("process"), int(settings.lease_seconds * 1e9))
-        runs = Runs(parts, Supervisor(_crashed), owner=owner, heartbeat=settings.heartbeat_seconds)
+        supervisor = Supervisor(_crashed)
+        runs = Runs(parts, supervisor, owner=owner, heartbeat=settings.heartbeat_seconds)
         agents = Agents(configured, registry, runs, provider=endpoint.client.name, default_model=endpoint.name)
+        memory_runs = MemoryRuns(runs, agents, supervisor)
+        runs.tell(memory_runs.told)
         inbox = Inbox(store, hub)
         server = Server(
             settings.address,
@@ -252,7 +256,8 @@ async def _service(settings: Settings, endpoint: Endpoint, tools: _Tools) -> Asy
             max_connection_age_seconds=settings.max_connection_age_seconds,
         )
         observers.extend((runs.observe, inbox.observe))
-        async with Upkeep(runs, int(settings.event_retention_seconds * 1e9)).going_on():
+        retention = int(settings.event_retention_seconds * 1e9)
+        async with Upkeep(runs, memory_runs, retention).going_on():
             await server.start()
             try:
                 yield server

@@ -142,6 +142,7 @@ def new_run(
     agent_id: str = "default",
     text: str = "Hello",
     labels: dict[str, str] | None = None,
+    **fields: Any,
 ) -> NewRun:
     """A start with one user message; without a conversation it makes `conv_<run_id>`."""
     run = Run(
@@ -155,6 +156,7 @@ def new_run(
         create_time=0,
         update_time=0,
         labels=labels or {},
+        **fields,
     )
     return NewRun(run, PINNED, (UserContent(text),), FIRST, new_conversation=not conversation_id)
 

@@ -94,7 +94,7 @@ def test_a_file_is_read(path: Path) -> None:
         ("[agent.x]", "agent: Extra inputs are not permitted"),
         ("[agents]\n[other]", "other: Extra inputs are not permitted"),
         ("[agents.x]\ninstruction = 'typo'", "agents.x.instruction: Extra inputs are not permitted"),
-        ("[agents.x]\nkind = 'robot'", "agents.x.kind: Input should be 'llm' or 'responder'"),
+        ("[agents.x]\nkind = 'robot'", "agents.x.kind: Input should be 'llm', 'responder' or 'sleeptime'"),
         ("[agents.x]\nmodel = 3", "agents.x.model: Input should be a valid string"),
         ("[agents.x]\nserver_tools = 'add'", "agents.x.server_tools: Input should be a valid"),
         ("[agents.x]\nserver_tools = ['add', 'nothing']", "agents.x.server_tools: no server tool 'nothing'"),

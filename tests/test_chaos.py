@@ -196,6 +196,19 @@ def steps_are_whole(_: Journal, evidence: Evidence) -> None:
     found.tool_call.tool_calls[0].arguments_json = '{"what": "[0000000000000000.1] 0"}'
 
 
+def each_message_is_read_once(_: Journal, evidence: Evidence) -> None:
+    evidence.due[next(iter(evidence.due))] += 1
+
+
+def memory_runs_come_one_by_one(_: Journal, evidence: Evidence) -> None:
+    run = evidence.runs[next(iter(evidence.parts))]
+    run.end_time.seconds += 3600
+
+
+def memory_runs_name_their_cause(_: Journal, evidence: Evidence) -> None:
+    evidence.runs[next(iter(evidence.parts))].parent_run_id = _run(evidence)
+
+
 DOCTORS: tuple[Doctor, ...] = (
     every_run_is_settled,
     numbers_have_no_gap,
@@ -226,6 +239,9 @@ DOCTORS: tuple[Doctor, ...] = (
     answers_follow_the_whole_returns,
     steps_and_usage_are_those_stored,
     steps_are_whole,
+    each_message_is_read_once,
+    memory_runs_come_one_by_one,
+    memory_runs_name_their_cause,
 )
 """One for each rule, named like it: it makes the evidence break that rule."""
 

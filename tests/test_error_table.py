@@ -329,6 +329,16 @@ async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
     return lambda: update(client, agent_id="default", instructions="Buy."), {"agent_id": "default"}
 
 
+@refused("FOREGROUND_AGENT_NOT_FOUND")
+async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
+    for agent_id in ("sales", "notes"):
+        await client.create_agent(agent_id)
+    parts = agents_pb2.Sleeptime(foreground_agent_id="sales", memory_agent_ids=["notes"])
+    await client.create_agent("desk", kind=agents_pb2.AGENT_KIND_SLEEPTIME, sleeptime=parts)
+    await client.registry.DeleteAgent(registry_pb.DeleteAgentRequest(agent_id="sales"))
+    return lambda: client.ask("Go.", agent_id="desk"), {"agent_id": "desk", "foreground_agent_id": "sales"}
+
+
 @refused("MEMORY_BLOCK_NOT_FOUND")
 async def _(client: Client, store: str) -> tuple[Call, dict[str, str]]:
     return lambda: blocks.block(client, "human"), {}

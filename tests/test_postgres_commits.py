@@ -244,7 +244,9 @@ async def test_runs_start_on_a_database_that_was_set_back(url: str) -> None:
         await kept.start("run-1")
         await kept.start("run-2")
         async with connected(url) as db:
-            await db.execute("TRUNCATE pins, runs, conversations, messages, events, calls, receipts RESTART IDENTITY")
+            await db.execute(
+                "TRUNCATE pins, runs, conversations, messages, events, calls, receipts, memory_work RESTART IDENTITY"
+            )
             await db.execute("INSERT INTO pins (tenant, sha256, codec, body) VALUES ('another', '', 1, '{}')")
         await kept.start("run-1")
         assert await kept.store.get_pinned(TENANT, "run-1") == PINNED

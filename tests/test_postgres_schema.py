@@ -7,10 +7,12 @@ from typing import Any
 import asyncpg
 import pytest
 
-from agent_service.stores.postgres_database import SCHEMA_VERSION
+from agent_service.domain.run import MemoryPlan
 from tests.postgres import Postgres
-from tests.store_contract import client, lived_in, opened, repeatable, returns
-from tests.stored import SCHEMA, emptied, everything
+from tests.registry_contract import ALL
+from tests.registry_contract import opened as with_registry
+from tests.store_contract import client, lived_in, opened, repeatable
+from tests.stored import SCHEMA, edit, emptied, everything, rows
 
 pytestmark = pytest.mark.anyio
 
@@ -133,21 +135,36 @@ async def test_a_model_answer_with_a_call_id_of_another_run_is_not_stored(url: s
         assert (await kept.run("run_4")).steps_taken == 1
 
 
-@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
-async def test_a_run_that_an_older_program_paused_is_resumed(
-    url: str, monkeypatch: pytest.MonkeyPatch, version: int
-) -> None:
-    """An older database gets the tables of a new one; what is in it stays."""
-    await sql(url, f"DROP SCHEMA {SCHEMA} CASCADE")
-    with monkeypatch.context() as older:
-        older.setattr("agent_service.stores.postgres_database.SCHEMA_VERSION", version)
-        async with opened(url) as kept:
-            await kept.paused(client("call_1"))
-    before = await everything(url)
-    async with opened(url) as kept:
-        now = await everything(url)
-        assert {table: now[table] for table in before if table != "schema_version"} == {
-            table: rows for table, rows in before.items() if table != "schema_version"
-        }
-        assert (await kept.submit(returns("call_1"))).resumed
-        assert await kept.store.memory_blocks("acme", ("human",)) == ()
+async def test_a_database_of_the_version_before_is_brought_to_the_schema(url: str) -> None:
+    """It gets the schema of a new one; runs that are there go on, without a plan, and new ones may have one."""
+    async with with_registry(url) as kept:
+        await kept.start("run_1")
+    present = await _described(url)
+    await edit(
+        url,
+        "DROP TABLE memory_work, memory_blocks",
+        "DROP INDEX runs_of_parent",
+        "ALTER TABLE runs DROP COLUMN parent_run_id",
+        "UPDATE schema_version SET version = 1",
+    )
+    assert await _described(url) != present
+    async with with_registry(url) as kept:
+        assert await _described(url) == present
+        await kept.answer("run_1", text="Done.")
+        assert await kept.store.memory_work(ALL) == ()
+        await kept.completed("run_2", "conv_run_1", memory_plan=MemoryPlan(("keeper",), 1))
+        (due,) = await kept.store.memory_work(ALL)
+        assert due.work.due_position == 4
+
+
+async def _described(url: str) -> list[tuple[Any, ...]]:
+    """Columns, indexes and triggers of all tables."""
+    return [
+        *await rows(
+            url,
+            "SELECT table_name, column_name, data_type, column_default, collation_name FROM information_schema.columns "
+            "WHERE table_schema = 'agent_service' ORDER BY 1, 2",
+        ),
+        *await rows(url, "SELECT indexdef FROM pg_indexes WHERE schemaname = 'agent_service' ORDER BY 1"),
+        *await rows(url, "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1"),
+    ]

@@ -60,7 +60,7 @@ def call(tool_call_id: str, run_id: str, state: str, verb: str = "INSERT") -> st
 
 _COPY_OF_A_RUN = (
     "pin_key, agent_id, status, epoch, owner, lease_expire_time, pause_expire_time, last_sequence, create_time, "
-    "codec, body FROM runs"
+    "codec, body, parent_run_id FROM runs"
 )
 
 _OF_RUNS = {

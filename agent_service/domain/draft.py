@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from agent_service.domain.event import DurableBody, Event, MessageStored, ToolReturnsAccepted
+from agent_service.domain.event import DurableBody, Event, MessageStored, RunStopped, ToolReturnsAccepted
 from agent_service.domain.memory import BlockRecord
 from agent_service.domain.message import Content, Message
 from agent_service.domain.run import Run
@@ -55,6 +55,14 @@ class Change:
     receipt: Receipt | None
     next_position: int
     blocks: tuple[BlockRecord, ...] = ()
+
+    @property
+    def memory_matters(self) -> bool:
+        """Whether the run stopped and memory agents read its conversation, or it is the run of one."""
+        run = self.run
+        if run.memory_plan is None and run.memory_part is None:
+            return False
+        return any(isinstance(event.body, RunStopped) for event in self.events)
 
 
 @dataclass(frozen=True, slots=True)

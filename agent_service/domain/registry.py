@@ -81,6 +81,7 @@ class RunFilter:
     labels: tuple[tuple[str, str], ...] = ()
     create_from: int = 0
     create_before: int = 0
+    parent_run_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,39 @@ class AgentKind(StrEnum):
 
     LLM = "llm"
     RESPONDER = "responder"
+    SLEEPTIME = "sleeptime"
+
+
+DEFAULT_EVERY = 5
+"""After how many runs of a conversation memory agents read what was said, unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Which agents read what was said in a conversation, after every `every`-th run of it that is COMPLETED."""
+
+    memory_agent_ids: tuple[str, ...]
+    every: int = DEFAULT_EVERY
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPart:
+    """What a memory run is given: the messages after position `after` up to `through` of the conversation that was made
+    then."""
+
+    conversation_id: str
+    conversation_time: int
+    memory_agent_id: str
+    after: int
+    through: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sleeptime:
+    """The agent that a sleeptime agent answers through, and who reads what was said."""
+
+    foreground_agent_id: str
+    plan: MemoryPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +183,7 @@ class AgentDefinition:
     tool_rules: tuple[ToolRule, ...] = ()
     memory_block_ids: tuple[str, ...] = ()
     context: ContextPolicy = DEFAULT_POLICY
+    sleeptime: Sleeptime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +257,9 @@ class Run(Struct, frozen=True):
     made, which tells it from an earlier one of the same id. `rule_state` is for its tool rules.
     `server_tools_wait`: while a call of an answer is PENDING, no server tool of it starts. `memory_seen` are the memory
     blocks that its last answer was told.
+    `server_tools_wait`: while a call of an answer is PENDING, no server tool of it starts.
+    `memory_plan`: who reads the conversation when it is COMPLETED. `memory_part`: what a memory run was given, because
+    of the end of `parent_run_id`.
     """
 
     run_id: str
@@ -263,6 +300,9 @@ class Run(Struct, frozen=True):
     rule_state: RuleState = NO_CALLS
     server_tools_wait: bool = False
     memory_seen: tuple[SeenBlock, ...] = ()
+    parent_run_id: str = ""
+    memory_plan: MemoryPlan | None = None
+    memory_part: MemoryPart | None = None
 
 
 @dataclass(frozen=True, slots=True)

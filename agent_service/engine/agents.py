@@ -9,15 +9,16 @@ import structlog
 
 from agent_service.domain.errors import AgentServiceError, FieldViolation, Reason, invalid
 from agent_service.domain.registry import AgentRecord
-from agent_service.domain.run import AgentDefinition, AgentKind
+from agent_service.domain.run import AgentDefinition, AgentKind, MemoryPlan, Sleeptime
 from agent_service.domain.values import replace
 from agent_service.engine.agent import Agent
 from agent_service.engine.agent_blocks import check_blocks
 from agent_service.engine.commands import Caller
-from agent_service.engine.llm_agent import AGENT_CLASSES
+from agent_service.engine.llm_agent import AGENT_CLASSES, LlmAgent
 from agent_service.engine.memory_tools import MEMORY_TOOLS
 from agent_service.engine.registry import Registry
 from agent_service.engine.runs import Runs
+from agent_service.engine.sleeptime import SleeptimeAgent, named, problems, wrong_kind
 
 Edit = Callable[[AgentDefinition], AgentDefinition]
 
@@ -29,6 +30,11 @@ class KnownAgent:
     definition: AgentDefinition
     record: AgentRecord | None = None
     is_default: bool = False
+
+    @property
+    def revision(self) -> int:
+        """Counts its changes from 1; 0 for one of the configuration."""
+        return self.record.revision if self.record else 0
 
 
 class Agents:
@@ -53,7 +59,17 @@ class Agents:
     async def get(self, agent_id: str, caller: Caller) -> Agent:
         """The agent of this id, or the default one for an empty id. Raises AGENT_NOT_FOUND."""
         known = await self.look_up(agent_id, caller)
-        return self._make(known.definition, caller, known.record.revision if known.record else 0)
+        if known.definition.sleeptime is not None:
+            return await self._sleeptime(known, known.definition.sleeptime, caller)
+        return self._make(known.definition, caller, known.revision)
+
+    async def memory_agent(self, agent_id: str, caller: Caller) -> LlmAgent:
+        """The same as a memory agent. Raises AGENT_NOT_FOUND, AGENT_CANNOT."""
+        known = await self.look_up(agent_id, caller)
+        wrong = wrong_kind(agent_id, known.definition.kind, (AgentKind.LLM,))
+        if wrong:
+            raise AgentServiceError(Reason.AGENT_CANNOT, f"agent_id: {wrong}", metadata={"agent_id": agent_id})
+        return self._make(known.definition, caller, known.revision)
 
     async def of_run(self, run_id: str, caller: Caller) -> Agent:
         """The agent that a run was started with, as it was pinned. Raises RUN_NOT_FOUND."""
@@ -75,9 +91,15 @@ class Agents:
             raise AgentServiceError(Reason.AGENT_NOT_FOUND, text) from None
         return KnownAgent(record.definition, record)
 
+    def foreground(self, configured: KnownAgent) -> AgentDefinition:
+        """The configured agent that one answers through, which is itself unless it is a sleeptime agent."""
+        sleeptime = configured.definition.sleeptime
+        return self._by_id[sleeptime.foreground_agent_id].definition if sleeptime else configured.definition
+
     async def create(self, definition: AgentDefinition, caller: Caller) -> KnownAgent:
         """A new agent, or the present one if it equals. Raises AGENT_ID_REUSED."""
-        self._check_tools(definition)
+        self._check(definition)
+        await self._check_named(definition, caller)
         await self._check_blocks(definition, caller)
         if definition.agent_id in self._by_id:
             raise AgentServiceError(
@@ -95,13 +117,14 @@ class Agents:
         def change(record: AgentRecord) -> AgentDefinition:
             record.expect(etag)
             definition = edit(record.definition)
-            self._check_tools(definition)
+            self._check(definition)
             return definition
 
         before = (await self._registry.get_agent(caller.tenant, agent_id)).definition
         wanted = edit(before)
         if wanted.memory_block_ids != before.memory_block_ids:
             await self._check_blocks(wanted, caller)
+        await self._check_named(wanted, caller)
         record = await self._registry.update_agent(caller.tenant, agent_id, change)
         return KnownAgent(record.definition, record)
 
@@ -129,6 +152,53 @@ class Agents:
                 metadata={"agent_id": agent_id},
             )
 
+    def _check(self, definition: AgentDefinition) -> None:
+        """Raises INVALID_FIELD for what the agent cannot have."""
+        found = tuple(problems(definition, self._runs.parts.limits.max_memory_agents))
+        if found:
+            raise invalid(*(FieldViolation(f"agent.{each.field}", each.description) for each in found))
+        self._check_tools(definition)
+
+    async def _check_named(self, definition: AgentDefinition, caller: Caller) -> None:
+        """Raises INVALID_FIELD for agents that a sleeptime agent cannot be made of."""
+        found = []
+        for path, agent_id, allowed in named(definition):
+            try:
+                problem = wrong_kind(agent_id, (await self._existing(agent_id, caller)).definition.kind, allowed)
+            except AgentServiceError as error:
+                if error.reason is not Reason.AGENT_NOT_FOUND:
+                    raise
+                problem = f"no agent '{agent_id}'; ListAgents shows all"
+            if problem:
+                found.append(FieldViolation(f"agent.{path}", problem))
+        if found:
+            raise invalid(*found)
+
+    async def _existing(self, agent_id: str, caller: Caller) -> KnownAgent:
+        """The agent of this id, where an empty one means none."""
+        if agent_id:
+            return await self.look_up(agent_id, caller)
+        raise AgentServiceError(Reason.AGENT_NOT_FOUND, "agent_id: is empty")
+
+    async def _sleeptime(self, known: KnownAgent, sleeptime: Sleeptime, caller: Caller) -> SleeptimeAgent:
+        definition, foreground_id = known.definition, sleeptime.foreground_agent_id
+        try:
+            foreground = (await self.look_up(foreground_id, caller)).definition
+        except AgentServiceError as error:
+            if error.reason is not Reason.AGENT_NOT_FOUND:
+                raise
+            agent_id = definition.agent_id
+            raise AgentServiceError(
+                Reason.FOREGROUND_AGENT_NOT_FOUND,
+                f"agent_id: '{agent_id}' answers through agent '{foreground_id}', which does not exist any more; "
+                f"make it again, or change sleeptime.foreground_agent_id of '{agent_id}'",
+                metadata={"agent_id": agent_id, "foreground_agent_id": foreground_id},
+            ) from None
+        inner = self._make(
+            replace(foreground, agent_id=definition.agent_id), caller, known.revision, memory_plan=sleeptime.plan
+        )
+        return SleeptimeAgent(definition, caller, structlog.get_logger(), foreground=inner)
+
     def _check_tools(self, definition: AgentDefinition) -> None:
         """Raises INVALID_FIELD for tools that the agent cannot have."""
         names, tools = definition.server_tools, self._runs.parts.tools
@@ -151,7 +221,9 @@ class Agents:
     async def _check_blocks(self, definition: AgentDefinition, caller: Caller) -> None:
         await check_blocks(self._runs.parts.store, caller.tenant, definition, self._runs.parts.limits)
 
-    def _make(self, definition: AgentDefinition, caller: Caller, revision: int = 0) -> Agent:
+    def _make(
+        self, definition: AgentDefinition, caller: Caller, revision: int = 0, *, memory_plan: MemoryPlan | None = None
+    ) -> LlmAgent:
         return AGENT_CLASSES[definition.kind](
             replace(definition, model=definition.model or self.default_model),
             caller,
@@ -159,6 +231,7 @@ class Agents:
             runs=self._runs,
             provider=self._provider,
             revision=revision,
+            memory_plan=memory_plan,
         )
 
 

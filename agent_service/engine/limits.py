@@ -40,6 +40,8 @@ class Limits:
     max_invalid_answers: int = 3
     max_tool_rules: int = 128
     max_parallel_tool_calls: int = 8
+    max_memory_agents: int = 16
+    max_memory_part_bytes: int = 64 * KIB
     default_memory_block_limit: int = 5000
     max_memory_block_limit: int = 100_000
     max_memory_blocks: int = 32

@@ -11,10 +11,20 @@ from agent_service.domain.draft import Snapshot
 from agent_service.domain.errors import AgentServiceError, FieldViolation, Reason, invalid
 from agent_service.domain.event import Event, ToolReturnsAccepted
 from agent_service.domain.memory import BlockRecord
+from agent_service.domain.message import UserContent
 from agent_service.domain.permit import about, permitted
 from agent_service.domain.policy import ContextPolicy
 from agent_service.domain.rules import NO_CALLS, RuleKind, merged
-from agent_service.domain.run import DEFAULT_PAUSE_TTL, AgentDefinition, AgentKind, Pinned, Run, RunStatus
+from agent_service.domain.run import (
+    DEFAULT_PAUSE_TTL,
+    AgentDefinition,
+    AgentKind,
+    MemoryPart,
+    MemoryPlan,
+    Pinned,
+    Run,
+    RunStatus,
+)
 from agent_service.domain.start import NewRun
 from agent_service.domain.submit import ApproveAnswer, CallAnswer, ReturnAnswer, Submission
 from agent_service.domain.tool import CallState, ToolSchema
@@ -43,9 +53,11 @@ class LlmAgent(Agent):
         runs: Runs,
         provider: str,
         revision: int = 0,
+        memory_plan: MemoryPlan | None = None,
     ) -> None:
         super().__init__(definition, caller, log)
         self._revision = revision
+        self._memory_plan = memory_plan
         self._runs = runs
         self._provider = provider
 
@@ -100,6 +112,11 @@ class LlmAgent(Agent):
                 if shown is not None:
                     yield shown
 
+    async def memory_run(self, text: str, part: MemoryPart, parent_run_id: str) -> NewRun:
+        """A run that is given a part of another conversation as text, in a new conversation."""
+        new = self._new_run(StartCommand((UserContent(text),)), await self._blocks())
+        return replace(new, run=replace(new.run, parent_run_id=parent_run_id, memory_part=part))
+
     async def _blocks(self) -> tuple[BlockRecord, ...]:
         """The agent's memory blocks as they are now."""
         block_ids = self.definition.memory_block_ids
@@ -128,6 +145,7 @@ class LlmAgent(Agent):
             run_timeout=command.run_timeout,
             pause_ttl=command.pause_ttl or DEFAULT_PAUSE_TTL,
             server_tools_wait=command.server_tools_wait,
+            memory_plan=self._memory_plan,
         )
         return NewRun(
             run,

@@ -13,7 +13,7 @@ from agent_service.domain.errors import AgentServiceError, Reason, StaleClaimErr
 from agent_service.domain.event import Event, RunStopped
 from agent_service.domain.expiry import expire, overdue
 from agent_service.domain.message import Message
-from agent_service.domain.moves import AskModel, Execute, cancel, fail, next_of, time_out
+from agent_service.domain.moves import AskModel, Execute, abandon, cancel, fail, next_of, time_out
 from agent_service.domain.recovery import hand_over, recover, retry
 from agent_service.domain.run import Claim, Owner, Pinned, Run, RunError, RunStatus, StopReason
 from agent_service.domain.start import NewRun, Started
@@ -55,6 +55,30 @@ class Runs:
         self._accepting = True
         self._working = True
         self._queues = False
+        self._told: Callable[[Run], None] = lambda _: None
+
+    @property
+    def accepting(self) -> bool:
+        """Whether the process is not shutting down."""
+        return self._accepting
+
+    def tell(self, told: Callable[[Run], None]) -> None:
+        """From now on `told` hears of each run that stops while it is worked on here."""
+        self._told = told
+
+    async def begin(self, tenant: str, new: NewRun) -> None:
+        """Stores and starts a run that no caller waits for. Raises what the store's `start` does."""
+        self._admit()
+        await self._supervisor.finish(self._start(tenant, new))
+
+    async def give_up(self, tenant: str, run_id: str) -> None:
+        """Settles a run as failed if it is interrupted."""
+
+        def move(draft: Draft) -> None:
+            if draft.run.status is RunStatus.INTERRUPTED:
+                abandon(draft)
+
+        await self._supervisor.finish(self.parts.store.move(tenant, run_id, move))
 
     async def start(
         self, tenant: str, new: NewRun, *, tokens: bool = False, max_wait: float | None = None
@@ -357,6 +381,7 @@ class Runs:
             try:
                 run = await self._drive_in_time(claim, pinned, snapshot)
                 log.info("run.stopped", status=run.status.value, stop_reason=run.stop_reason and run.stop_reason.value)
+                self._told(run)
             except StaleClaimError:
                 log.info("run.taken_away")
             except AgentServiceError as error:

@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 from agent_service.domain.draft import Change, Draft, Snapshot
 from agent_service.domain.event import Event
 from agent_service.domain.memory import BlockRecord
+from agent_service.domain.memory_work import DueWork
 from agent_service.domain.message import Message
 from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCall
 from agent_service.domain.run import Claim, Owner, Pinned
@@ -53,6 +54,10 @@ class RunStore(Protocol):
 
         At most one run of a conversation is RUNNING or PAUSED; an INTERRUPTED one is settled as FAILED, and `on_busy`
         says what becomes of one of the others. A run that has to wait is QUEUED.
+
+        A run with a `memory_part` takes the work of that part, if it is due, nobody has it and its memory agent has no
+        other memory run under way; else WorkTakenError, and nothing is stored. The stop of a memory run settles its
+        work, and the end of a run with a `memory_plan` counts for it, each in the transaction of the stop.
         """
 
     async def preview_start(self, tenant: str, new: NewRun) -> Started:
@@ -139,6 +144,13 @@ class RunStore(Protocol):
     async def begin(self, tenant: str, run_id: str, owner: Owner) -> Started | None:
         """Begins a QUEUED run if its turn has come, else does nothing. The run before it may have been INTERRUPTED and
         is settled as FAILED then."""
+
+    async def memory_work(self, limit: int) -> tuple[DueWork, ...]:
+        """Work of memory agents, of all tenants, for which the time has come: at most `limit` that is due and whose
+        memory agent has no memory run under way, longest due first; and at most `limit` whose run is INTERRUPTED."""
+
+    async def postpone(self, due: DueWork) -> None:
+        """Counts a failure of due work that could not begin, unless it is not as it was any more."""
 
     async def trim_events(self, ended_before: int, limit: int) -> int:
         """Forgets the events of at most `limit` runs, of all tenants, that ended before that time; says of how many.

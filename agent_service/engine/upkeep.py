@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import structlog
 
 from agent_service.domain.errors import AgentServiceError
+from agent_service.engine.memory_runs import MemoryRuns
 from agent_service.engine.runs import Runs
 
 log = structlog.get_logger()
@@ -25,9 +26,10 @@ HINT_SECONDS = 0.05
 class Upkeep:
     """The repeated duties of one process. Events are kept for `retention` nanoseconds after their run, 0 for ever."""
 
-    def __init__(self, runs: Runs, retention: int = 0) -> None:
+    def __init__(self, runs: Runs, memory_runs: MemoryRuns, retention: int = 0) -> None:
         self._runs = runs
         self._retention = retention
+        self._memory_runs = memory_runs
         self._again = False
 
     @asynccontextmanager
@@ -48,12 +50,14 @@ class Upkeep:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def sweep(self) -> None:
-        """Takes over lost runs, does what is due by the clock, begins queued runs and forgets old events."""
+        """Takes over lost runs, does what is due by the clock, begins queued runs and memory runs, and forgets old
+        events."""
         count = await self._runs.take_over()
         if count:
             log.warning("runs.taken_over", count=count)
         await self._runs.expire_due()
         await self._runs.begin_queued()
+        await self._memory_runs.look()
         if self._retention:
             store = self._runs.parts.store
             await store.trim_events(store.now() - self._retention, MAX_TRIMMED)

@@ -13,6 +13,7 @@ from agent_service.domain.errors import StaleClaimError
 from agent_service.domain.event import Event
 from agent_service.domain.expiry import overdue
 from agent_service.domain.memory import BlockRecord
+from agent_service.domain.memory_work import DueWork
 from agent_service.domain.message import Message
 from agent_service.domain.moves import abandon
 from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCall, run_active
@@ -23,6 +24,7 @@ from agent_service.domain.values import replace
 from agent_service.engine.store import TOMBSTONE_SECONDS, Move, Publish, Standing, T
 from agent_service.stores import codec
 from agent_service.stores.errors import PAGE_BYTES, conversation_not_found, run_id_deleted, run_not_found
+from agent_service.stores.memory_work import Works
 
 Row = TypeVar("Row", Event, Message)
 
@@ -80,6 +82,7 @@ class MemoryStore:
         self._new_id = new_id
         self.runs: dict[tuple[str, str], StoredRun] = {}
         self.conversations: dict[tuple[str, str], StoredConversation] = {}
+        self.works = Works(lambda tenant, conversation_id: self.conversations[tenant, conversation_id].create_time)
         self.blocks: dict[tuple[str, str], BlockRecord] = {}
         self._tombstones: dict[tuple[str, str], int] = {}
 
@@ -92,6 +95,7 @@ class MemoryStore:
         plan = self._plan_start(tenant, new)
         if not plan.started.joined:
             run = plan.started.run
+            self.works.take(tenant, run)
             self.conversations.setdefault((tenant, run.conversation_id), StoredConversation(run.create_time))
             self.runs[tenant, run.run_id] = StoredRun(run, new.pinned)
             conversation = self.conversations[tenant, run.conversation_id]
@@ -259,6 +263,14 @@ class MemoryStore:
                 found.append(key)
         return tuple(found[:limit])
 
+    async def memory_work(self, limit: int) -> tuple[DueWork, ...]:
+        """See RunStore."""
+        return self.works.due(limit, self._clock(), lambda tenant, run_id: self._stored(tenant, run_id).run)
+
+    async def postpone(self, due: DueWork) -> None:
+        """See RunStore."""
+        self.works.postpone(due, self._clock())
+
     async def trim_events(self, ended_before: int, limit: int) -> int:
         """See RunStore."""
         old = [s for s in self.runs.values() if s.events and 0 < s.run.end_time < ended_before][:limit]
@@ -336,6 +348,8 @@ class MemoryStore:
         if change.receipt is not None:
             stored.receipts[change.receipt.request_id] = change.receipt
         self.conversations[tenant, run.conversation_id].messages.extend(change.messages)
+        if change.memory_matters:
+            self.works.note_stop(tenant, change)
         self.blocks.update(((tenant, record.block.memory_block_id), record) for record in change.blocks)
         self._publish(tenant, run.run_id, change.events)
 
@@ -370,6 +384,7 @@ def _matches(run: Run, which: RunFilter) -> bool:
         and which.agent_id in ("", run.agent_id)
         and which.conversation_id in ("", run.conversation_id)
         and has_labels(run.labels, which.labels)
+        and which.parent_run_id in ("", run.parent_run_id)
         and which.create_from <= run.create_time
         and (not which.create_before or run.create_time < which.create_before)
     )

@@ -86,7 +86,9 @@ class MemoryRegistry(MemoryBlocks):
         for run in runs:
             if run.status.active:
                 raise run_active("conversation_id", run.run_id, run.status)
+        self._store.works.forget(tenant, conversation_id, lambda *key: self._store.runs[key].run)
         for run in runs:
+            self._store.works.release(tenant, run.run_id, self._clock())
             self._store.forget(tenant, run.run_id)
         del self._store.conversations[tenant, conversation_id]
 

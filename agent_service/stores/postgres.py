@@ -10,6 +10,7 @@ from agent_service.domain.draft import Change, Draft, NewId, RunState, Snapshot
 from agent_service.domain.errors import AgentServiceError, StaleClaimError
 from agent_service.domain.event import Event
 from agent_service.domain.memory import BlockRecord
+from agent_service.domain.memory_work import DueWork
 from agent_service.domain.message import Message
 from agent_service.domain.moves import abandon
 from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCall, run_active
@@ -21,6 +22,7 @@ from agent_service.stores import postgres_block_rows as block_rows
 from agent_service.stores import postgres_leases as leases
 from agent_service.stores import postgres_lists as lists
 from agent_service.stores import postgres_rows as rows
+from agent_service.stores import postgres_work as work_rows
 from agent_service.stores.errors import run_not_found
 from agent_service.stores.postgres_batches import Batches, Job, Told
 from agent_service.stores.postgres_database import POOL_SIZE, Connection, Database, Work
@@ -214,6 +216,14 @@ class PostgresStore:
     async def due_runs(self, limit: int) -> tuple[tuple[str, str], ...]:
         """See RunStore."""
         return await leases.due_runs(self.database, limit, self.hints.clock)
+
+    async def memory_work(self, limit: int) -> tuple[DueWork, ...]:
+        """See RunStore."""
+        return await work_rows.due_work(self.database, limit, self.hints.clock)
+
+    async def postpone(self, due: DueWork) -> None:
+        """See RunStore."""
+        await work_rows.postpone(self.database, due, self.hints.clock)
 
     async def trim_events(self, ended_before: int, limit: int) -> int:
         """See RunStore."""

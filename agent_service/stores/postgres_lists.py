@@ -68,6 +68,7 @@ async def find_runs(db: Connection, tenant: str, which: RunFilter, page: Page) -
         where.add("r.status = ANY({}::text[])", sorted(status.value for status in which.statuses))
     where.add_if(which.agent_id, "r.agent_id = {}")
     where.add_if(which.conversation_id, "c.conversation_id = {}")
+    where.add_if(which.parent_run_id, "r.parent_run_id <> '' AND r.parent_run_id = {}")
     where.add_if(which.create_from, "r.create_time >= {}")
     where.add_if(which.create_before, "r.create_time < {}")
     where.add_labels("r.labels @> {}::jsonb", which.labels)

@@ -21,6 +21,7 @@ from agent_service.stores.postgres_blocks import PostgresBlocks
 from agent_service.stores.postgres_database import Connection
 from agent_service.stores.postgres_lists import load_conversation_value, load_conversations
 from agent_service.stores.postgres_rows import column, delete_runs
+from agent_service.stores.postgres_work import forget
 
 if TYPE_CHECKING:
     from agent_service.stores.postgres_rows import Reader
@@ -130,7 +131,9 @@ class PostgresRegistry(PostgresBlocks):
             for _, run_id, status in runs:
                 if RunStatus(status).active:
                     raise run_active("conversation_id", run_id, RunStatus(status))
-            await delete_runs(db, [run_key for run_key, _, _ in runs], await self._now(db))
+            now = await self._now(db)
+            await forget(db, tenant, key, [run_id for _, run_id, _ in runs], now)
+            await delete_runs(db, [run_key for run_key, _, _ in runs], now)
             await db.execute("DELETE FROM messages WHERE conversation_key = $1", key)
             await db.execute("DELETE FROM conversations WHERE conversation_key = $1", key)
 

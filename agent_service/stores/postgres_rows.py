@@ -18,6 +18,7 @@ from agent_service.engine.store import TOMBSTONE_SECONDS
 from agent_service.stores import codec
 from agent_service.stores.errors import PAGE_BYTES, conversation_not_found, run_not_found
 from agent_service.stores.postgres_hints import CLOCK
+from agent_service.stores.postgres_work import note_stops
 from agent_service.stores.records import (
     EVENT_COLUMNS,
     MESSAGE_COLUMNS,
@@ -197,6 +198,8 @@ async def write_changes(db: Connection, writes: Sequence[Written]) -> None:
     runs = [(key, change.run.steps_taken, *run_columns(change.run)) for _, key, _, change in writes]
     parts = ((calls, 12), (messages, 9), (positions, 2), (events, 8), (receipts, 4), (runs, 10))
     await db.execute(_WRITE, *(values for rows, count in parts for values in columns(rows, count)))
+    if of_memory := [each for each in writes if each.change.memory_matters]:
+        await note_stops(db, of_memory)
 
 
 async def load_pinned(database: Database, tenant: str, run_id: str) -> Pinned:

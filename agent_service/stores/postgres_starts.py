@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent_service.domain.draft import NewId
+from agent_service.domain.memory_work import WorkTakenError
 from agent_service.domain.run import Pinned
 from agent_service.domain.start import ConversationState, NewRun, Started, StartPlan, plan_start
 from agent_service.stores import postgres_rows as rows
 from agent_service.stores.errors import run_id_deleted
 from agent_service.stores.postgres_hints import CLOCK, Hints
 from agent_service.stores.postgres_rows import Found, Wanted, Written, column, columns
+from agent_service.stores.postgres_work import take
 from agent_service.stores.records import pin_columns, run_columns, run_of
 
 if TYPE_CHECKING:
@@ -47,13 +49,15 @@ _INSERT = """
         RETURNING conversation_key, tenant, conversation_id
     )
     INSERT INTO runs (tenant, run_id, conversation_key, pin_key, agent_id, create_time, labels, step, status, epoch,
-        owner, lease_expire_time, pause_expire_time, last_sequence, codec, body)
+        owner, lease_expire_time, pause_expire_time, last_sequence, codec, body, parent_run_id)
     SELECT tenant, run_id, coalesce(w.conversation_key, made.conversation_key), pin_key, agent_id, create_time,
-        labels::jsonb, step, status, epoch, owner, lease_expire_time, pause_expire_time, last_sequence, codec, body
+        labels::jsonb, step, status, epoch, owner, lease_expire_time, pause_expire_time, last_sequence, codec, body,
+        parent_run_id
     FROM unnest($4::text[], $5::text[], $6::text[], $7::bigint[], $8::text[], $9::bigint[], $10::text[], $11::int[],
         $12::text[], $13::bigint[], $14::text[], $15::bigint[], $16::bigint[], $17::bigint[], $18::int[], $19::text[],
-        $20::bigint[]) AS w (tenant, run_id, conversation_id, conversation_key, agent_id, create_time, labels, step,
-        status, epoch, owner, lease_expire_time, pause_expire_time, last_sequence, codec, body, pin_key)
+        $20::text[], $21::bigint[]) AS w (tenant, run_id, conversation_id, conversation_key, agent_id, create_time,
+        labels, step, status, epoch, owner, lease_expire_time, pause_expire_time, last_sequence, codec, body,
+        parent_run_id, pin_key)
     LEFT JOIN made USING (tenant, conversation_id)
     RETURNING tenant, run_id, run_key, conversation_key"""
 
@@ -105,6 +109,12 @@ class Starts:
             if isinstance(plan, Exception):
                 job.error = plan
                 continue
+            if plan.new.run.memory_part is not None and not plan.plan.started.joined:
+                try:
+                    await take(db, plan.tenant, plan.new.run)
+                except WorkTakenError as error:
+                    job.error = error
+                    continue
             job.result = plan.plan.started
             job.told = [(plan.tenant, change.run.run_id, change.events) for change in plan.plan.changes]
             if not plan.plan.started.joined:
@@ -167,7 +177,7 @@ class Starts:
             if plan.conversation_key is None
         ]
         inserted = [(*_run_row(plan), pin) for plan, pin in zip(plans, pins, strict=True)]
-        result = await db.fetch(_INSERT, *columns(made, 3), *columns(inserted, 17))
+        result = await db.fetch(_INSERT, *columns(made, 3), *columns(inserted, 18))
         return {(tenant, run_id): (run_key, conversation_key) for tenant, run_id, run_key, conversation_key in result}
 
 
@@ -229,4 +239,5 @@ def _run_row(plan: _Plan) -> tuple[object, ...]:
         labels,
         run.steps_taken,
         *run_columns(run),
+        run.parent_run_id,
     )

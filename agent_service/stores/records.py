@@ -21,6 +21,12 @@ MESSAGE_COLUMNS = (
 EVENT_COLUMNS = f"e.sequence, e.step_id, e.create_time, e.kind, e.codec, e.body, {MESSAGE_COLUMNS}"
 """What `event_of` takes, of events `e` and the message of each."""
 
+WORK_COLUMNS = (
+    "w.memory_agent_id, w.finished, w.through_position, w.due_position, w.parent_run_id, w.run_id, w.tries, "
+    "w.not_before"
+)
+"""What MemoryWork holds, of memory_work `w`."""
+
 
 class MessageRow(NamedTuple):
     """A message as it is stored."""

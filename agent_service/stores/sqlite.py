@@ -11,6 +11,7 @@ from agent_service.domain.draft import Change, Draft, NewId, Snapshot
 from agent_service.domain.errors import AgentServiceError, Reason, StaleClaimError
 from agent_service.domain.event import Event
 from agent_service.domain.memory import BlockRecord
+from agent_service.domain.memory_work import DueWork
 from agent_service.domain.message import Message
 from agent_service.domain.moves import abandon
 from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCall, run_active
@@ -22,6 +23,7 @@ from agent_service.stores import sqlite_block_rows as block_rows
 from agent_service.stores import sqlite_leases as leases
 from agent_service.stores import sqlite_lists as lists
 from agent_service.stores import sqlite_rows as rows
+from agent_service.stores import sqlite_work as work_rows
 from agent_service.stores.errors import run_id_deleted
 from agent_service.stores.sqlite_presence import Presence
 from agent_service.stores.sqlite_thread import BUSY_SECONDS, SqliteThread, Work, open_database, open_reader
@@ -88,6 +90,7 @@ class SqliteStore:
         def work(db: sqlite3.Connection) -> tuple[Started, list[_Published]]:
             plan = self._plan_start(db, tenant, new)
             if not plan.started.joined:
+                work_rows.take(db, tenant, plan.started.run)
                 self._write_start(db, tenant, new, plan)
             return plan.started, [(tenant, c.run.run_id, c.events) for c in plan.changes]
 
@@ -226,6 +229,14 @@ class SqliteStore:
     async def due_runs(self, limit: int) -> tuple[tuple[str, str], ...]:
         """See RunStore."""
         return await self._reader.run(lambda db: leases.due_runs(db, self._clock(), limit))
+
+    async def memory_work(self, limit: int) -> tuple[DueWork, ...]:
+        """See RunStore."""
+        return await self._reader.run(lambda db: work_rows.due_work(db, self._clock(), limit))
+
+    async def postpone(self, due: DueWork) -> None:
+        """See RunStore."""
+        await self._writer.run(lambda db: work_rows.postpone(db, due, self._clock()))
 
     async def trim_events(self, ended_before: int, limit: int) -> int:
         """See RunStore."""

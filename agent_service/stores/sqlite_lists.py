@@ -60,6 +60,7 @@ def load_runs(
         where.add(f"r.status IN ({marks})", *sorted(status.value for status in which.statuses))
     where.add_if(which.agent_id, "r.agent_id = ?")
     where.add_if(which.conversation_id, "c.conversation_id = ?")
+    where.add_if(which.parent_run_id, "r.parent_run_id <> '' AND r.parent_run_id = ?")
     where.add_if(which.create_from, "r.create_time >= ?")
     where.add_if(which.create_before, "r.create_time < ?")
     where.add_labels("json_extract(r.body, '$.labels')", which.labels)

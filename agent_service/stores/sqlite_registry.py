@@ -20,6 +20,7 @@ from agent_service.stores.errors import agent_not_found, conversation_not_found
 from agent_service.stores.sqlite_blocks import SqliteBlocks
 from agent_service.stores.sqlite_lists import load_conversation_value, load_conversations
 from agent_service.stores.sqlite_rows import bury_run, delete_run_rows, find_conversation
+from agent_service.stores.sqlite_work import forget
 
 
 class SqliteRegistry(SqliteBlocks):
@@ -138,6 +139,7 @@ def _delete_conversation(db: sqlite3.Connection, tenant: str, conversation_id: s
     for _, run_id, status in runs:
         if RunStatus(status).active:
             raise run_active("conversation_id", run_id, RunStatus(status))
+    forget(db, tenant, found[0], [run_id for _, run_id, _ in runs], now)
     for run_key, run_id, _ in runs:
         delete_run_rows(db, run_key)
         bury_run(db, tenant, run_id, now)

@@ -25,6 +25,7 @@ from agent_service.stores.records import (
     run_columns,
     run_of,
 )
+from agent_service.stores.sqlite_work import note_stop
 
 
 def find_run(db: sqlite3.Connection, tenant: str, run_id: str) -> tuple[int, Run] | None:
@@ -115,10 +116,19 @@ def insert_conversation(db: sqlite3.Connection, tenant: str, conversation_id: st
 def insert_run(db: sqlite3.Connection, tenant: str, run: Run, conversation_key: int, pin_key: int) -> int:
     """A new run's key."""
     cursor = db.execute(
-        "INSERT INTO runs (tenant, run_id, conversation_key, pin_key, agent_id, create_time, "
+        "INSERT INTO runs (tenant, run_id, conversation_key, pin_key, agent_id, create_time, parent_run_id, "
         "status, epoch, owner, lease_expire_time, pause_expire_time, last_sequence, codec, body) "
-        "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-        (tenant, run.run_id, conversation_key, pin_key, run.agent_id, run.create_time, *run_columns(run)),
+        "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        (
+            tenant,
+            run.run_id,
+            conversation_key,
+            pin_key,
+            run.agent_id,
+            run.create_time,
+            run.parent_run_id,
+            *run_columns(run),
+        ),
     )
     return _key(cursor)
 
@@ -182,6 +192,8 @@ def write_change(db: sqlite3.Connection, tenant: str, run_key: int, conversation
         "last_sequence = ?, codec = ?, body = ? WHERE run_key = ? AND body <> ?",
         (*columns, run_key, columns.body),
     )
+    if change.memory_matters:
+        note_stop(db, tenant, conversation_key, change)
 
 
 def delete_run_rows(db: sqlite3.Connection, run_key: int) -> None:

@@ -12,7 +12,15 @@ from agentrpc.v1 import agents_pb2
 
 from agent_service.domain.errors import FieldViolation, invalid
 from agent_service.domain.message import Message
-from agent_service.domain.run import MESSAGE_ARGUMENT, MESSAGE_TOOL, AgentDefinition, AgentKind
+from agent_service.domain.run import (
+    DEFAULT_EVERY,
+    MESSAGE_ARGUMENT,
+    MESSAGE_TOOL,
+    AgentDefinition,
+    AgentKind,
+    MemoryPlan,
+    Sleeptime,
+)
 from agent_service.transport import translate
 from agent_service.transport.memory_servicer import MemoryServicer
 from agent_service.transport.paging import bounded_page, page_size, read_page, read_token, write_token
@@ -24,6 +32,7 @@ _KINDS = {
     agents_pb2.AGENT_KIND_UNSPECIFIED: AgentKind.LLM,
     agents_pb2.AGENT_KIND_LLM: AgentKind.LLM,
     agents_pb2.AGENT_KIND_RESPONDER: AgentKind.RESPONDER,
+    agents_pb2.AGENT_KIND_SLEEPTIME: AgentKind.SLEEPTIME,
 }
 ReadMessages = Callable[[int, int], Awaitable[tuple[Message, ...]]]
 _CHANGEABLE = (
@@ -34,6 +43,7 @@ _CHANGEABLE = (
     "message_tool",
     "message_argument",
     "tool_rules",
+    "sleeptime",
     "memory_block_ids",
     "context",
 )
@@ -179,6 +189,7 @@ class AgentRegistryServicer(MemoryServicer):
             message_tool=agent.message_tool or MESSAGE_TOOL,
             message_argument=agent.message_argument or MESSAGE_ARGUMENT,
             tool_rules=reader.tool_rules(agent.tool_rules),
+            sleeptime=_sleeptime(reader, agent.sleeptime) if agent.HasField("sleeptime") else None,
             memory_block_ids=tuple(
                 reader.id(f"memory_block_ids[{i}]", v) for i, v in enumerate(agent.memory_block_ids)
             ),
@@ -192,3 +203,20 @@ class AgentRegistryServicer(MemoryServicer):
             reader.bounded(name, getattr(agent, name), 256)
         reader.done()
         return definition
+
+
+def _sleeptime(reader: Reader, value: agents_pb2.Sleeptime) -> Sleeptime:
+    path = "sleeptime."
+    ids = tuple(reader.id(f"{path}memory_agent_ids[{i}]", each) for i, each in enumerate(value.memory_agent_ids))
+    plan = MemoryPlan(ids, value.every or DEFAULT_EVERY)
+    foreground = reader.required_id(f"{path}foreground_agent_id", value.foreground_agent_id, "the agent that answers")
+    return Sleeptime(foreground, plan)
+
+
+def _mask(paths: list[str]) -> tuple[str, ...]:
+    """The fields to change; all if none is named."""
+    unknown = [path for path in paths if path not in _CHANGEABLE]
+    if unknown:
+        listed = ", ".join(_CHANGEABLE)
+        raise invalid(FieldViolation("update_mask", f"'{unknown[0][:64]}' cannot be changed; these can: {listed}"))
+    return tuple(paths) or _CHANGEABLE

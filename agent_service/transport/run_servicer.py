@@ -67,6 +67,7 @@ class RunServicer(pb_grpc.RunServiceServicer):
             agent_id=reader.id("agent_id", request.agent_id),
             conversation_id=reader.id("conversation_id", request.conversation_id),
             labels=tuple(sorted(reader.labels(request.labels).items())),
+            parent_run_id=reader.id("parent_run_id", request.parent_run_id),
             create_from=reader.time("create_time_from", request.create_time_from, request.HasField("create_time_from")),
             create_before=reader.time(
                 "create_time_before", request.create_time_before, request.HasField("create_time_before")

@@ -10,7 +10,7 @@ from agentrpc.v1 import server_service_pb2_grpc as pb_grpc
 
 from agent_service import __version__
 from agent_service.domain.run import AgentDefinition, AgentKind
-from agent_service.engine.agents import Agents
+from agent_service.engine.agents import Agents, KnownAgent
 from agent_service.engine.limits import Limits
 from agent_service.transport import translate
 
@@ -32,6 +32,7 @@ CAPABILITIES = (
     "images",
     "tool_rules",
     "parallel_tools",
+    "sleeptime",
     "memory_blocks",
     "compaction",
 )
@@ -45,7 +46,7 @@ class ServerServicer(pb_grpc.ServerServiceServicer):
         self._info = pb.GetServerInfoResponse(
             version=__version__,
             capabilities=CAPABILITIES,
-            agents=[_agent(known.definition, is_default=known.is_default) for known in agents.configured],
+            agents=[_agent(known, agents.foreground(known)) for known in agents.configured],
             default_model=agents.default_model,
             store=store,
             limits=translate.limits(limits),
@@ -55,11 +56,11 @@ class ServerServicer(pb_grpc.ServerServiceServicer):
         return self._info
 
 
-def _agent(definition: AgentDefinition, *, is_default: bool) -> pb.AgentInfo:
+def _agent(known: KnownAgent, answering: AgentDefinition) -> pb.AgentInfo:
     return pb.AgentInfo(
-        agent_id=definition.agent_id,
-        is_default=is_default,
-        kind=definition.kind.value,
-        client_tools=definition.kind is not AgentKind.RESPONDER,
-        server_tools=definition.server_tools,
+        agent_id=known.definition.agent_id,
+        is_default=known.is_default,
+        kind=known.definition.kind.value,
+        client_tools=answering.kind is not AgentKind.RESPONDER,
+        server_tools=answering.server_tools,
     )

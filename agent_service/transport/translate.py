@@ -28,7 +28,7 @@ from agent_service.domain.draft import Snapshot
 from agent_service.domain.errors import Reason
 from agent_service.domain.memory import BlockRecord
 from agent_service.domain.registry import Conversation, WaitingCall
-from agent_service.domain.run import AgentKind, Run, RunError, RunStatus, StopReason, Usage
+from agent_service.domain.run import AgentKind, Run, RunError, RunStatus, Sleeptime, StopReason, Usage
 from agent_service.domain.tool import Outcome, PendingCall, PendingKind, ToolCall, pending_of
 from agent_service.engine.agents import KnownAgent
 from agent_service.engine.commands import Built
@@ -130,8 +130,17 @@ def agent(value: KnownAgent) -> agents_pb2.Agent:
         configured=record is None,
         is_default=value.is_default,
         tool_rules=map(tool_rule, definition.tool_rules),
+        sleeptime=_sleeptime(definition.sleeptime) if definition.sleeptime else None,
         memory_block_ids=definition.memory_block_ids,
         context=context_policy(definition.context),
+    )
+
+
+def _sleeptime(value: Sleeptime) -> agents_pb2.Sleeptime:
+    return agents_pb2.Sleeptime(
+        foreground_agent_id=value.foreground_agent_id,
+        memory_agent_ids=value.plan.memory_agent_ids,
+        every=value.plan.every,
     )
 
 
@@ -271,6 +280,7 @@ def run(snapshot: Snapshot) -> runs_pb2.Run:
         overridden_tools=value.overridden_tools,
         agent_revision=value.agent_revision,
         pause_expire_time=timestamp(value.pause_expire_time),
+        parent_run_id=value.parent_run_id,
     )
     if value.stop_reason is not None:
         result.stop_reason = _STOP_REASON[value.stop_reason]

@@ -18,12 +18,14 @@ from tests.chaos.fleet import Fleet, Setup, fleet
 from tests.chaos.journal import Journal
 from tests.chaos.killer import Killer
 from tests.chaos.line import Line, RefusedError, lines
+from tests.chaos.memory import cancel_some, prepare
 from tests.chaos.model import SUMMARY_PROMPT, asks_for_summary, endpoint
 from tests.chaos.outages import Outages
 from tests.chaos.plans import COMPACTING, turns
 from tests.chaos.talker import Talker
 from tests.service import connected
 
+_KILLS_PER_CANCEL = 8
 NARROW = agents_pb2.ContextPolicy(window_tokens=4000, threshold=0.09, keep=0.02, summary_prompt=SUMMARY_PROMPT)
 """Compacts after every few answers. What is summed up fits into one request."""
 
@@ -80,11 +82,13 @@ async def attack(setup: Setup, seed: int, size: Size) -> Attack:
         try:
             await servers.start()
             async with connected(servers.targets[0]) as client:
+                await prepare(client)
                 await client.create_agent(COMPACTING, server_tools=tools.__all__, context=NARROW)
             async with lines(servers.targets, journal) as line_for:
                 await _load(line_for, killer, journal, seed, size)
             async with connected(servers.targets[-1]) as client:
-                evidence = await gather(client, sorted(journal.starts), upstream, setup.ledger)
+                started = sorted(journal.starts)
+                evidence = await gather(client, started, upstream, setup.ledger, size.patience_seconds)
         finally:
             await servers.stop()
     return Attack(journal, evidence, _crashes(servers), killer.done)
@@ -92,7 +96,7 @@ async def attack(setup: Setup, seed: int, size: Size) -> Attack:
 
 async def _load(line_for: Callable[[Random], Line], killer: Killer, journal: Journal, seed: int, size: Size) -> None:
     """Conversations, until there were enough of them and the kills are done; then all are brought to their end."""
-    killing = asyncio.ensure_future(killer.run())
+    killing = asyncio.ensure_future(_disturb(line_for, killer, seed, size))
     numbers = iter(range(1_000_000))
 
     async def talk_on() -> None:
@@ -105,6 +109,12 @@ async def _load(line_for: Callable[[Random], Line], killer: Killer, journal: Jou
         await asyncio.gather(killing, *(talk_on() for _ in range(size.at_once)))
     finally:
         killing.cancel()
+
+
+async def _disturb(line_for: Callable[[Random], Line], killer: Killer, seed: int, size: Size) -> None:
+    """All kills; and a memory run is cancelled every now and then."""
+    rng = Random(f"{seed}/memory")
+    await asyncio.gather(killer.run(), cancel_some(line_for(rng), rng, size.kills // _KILLS_PER_CANCEL))
 
 
 async def _converse(line_for: Callable[[Random], Line], number: int, journal: Journal, seed: int, size: Size) -> None:
@@ -131,6 +141,7 @@ def _crashes(servers: Fleet) -> list[str]:
 def _counts(evidence: Evidence) -> Counter[str]:
     names = [runs_pb2.RunStatus.Name(run.status).removeprefix("RUN_STATUS_") for run in evidence.runs.values()]
     counts = Counter(f"runs {name.lower()}" for name in names)
+    counts["memory runs"] = len(evidence.parts)
     counts["model requests"] = len(evidence.requests)
     counts["requests for summaries"] = sum(map(asks_for_summary, evidence.requests))
     counts["compactions"] = sum(m.HasField("summary") for found in evidence.messages.values() for m in found)

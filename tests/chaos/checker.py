@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from tests.chaos import call_rules, journal_rules, model_rules, run_rules
+from tests.chaos import call_rules, journal_rules, memory_rules, model_rules, run_rules
 from tests.chaos.evidence import Evidence
 from tests.chaos.journal import Journal
 
 Rule = Callable[[Journal, Evidence], Iterable[str]]
 
-RULES: tuple[Rule, ...] = (*run_rules.RULES, *journal_rules.RULES, *call_rules.RULES, *model_rules.RULES)
+RULES: tuple[Rule, ...] = (
+    *run_rules.RULES,
+    *journal_rules.RULES,
+    *call_rules.RULES,
+    *model_rules.RULES,
+    *memory_rules.RULES,
+)
 
 
 def check(journal: Journal, evidence: Evidence) -> list[str]:

@@ -12,6 +12,7 @@ import grpc
 from agentrpc.v1 import agent_registry_service_pb2, events_pb2, messages_pb2, run_service_pb2, runs_pb2
 
 from tests.chaos.journal import PASSING
+from tests.chaos.memory import AGENT, Parts, reading
 from tests.scripted_openai import Rejection, Request, ScriptedOpenAI
 from tests.service import Client
 
@@ -31,6 +32,10 @@ class Evidence:
     rejections: Sequence[Rejection] = ()
     problems: Sequence[str] = ()
     executions: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    parts: Parts = field(default_factory=dict)
+    """What memory runs were given."""
+    due: dict[str, int] = field(default_factory=dict)
+    """By conversation that memory agents read: the last message of its last run that is COMPLETED."""
     missing: list[str] = field(default_factory=list)
     """What could not be read, though it was acknowledged."""
 
@@ -39,16 +44,36 @@ class Evidence:
         return [m for m in self.messages.get(self.runs[run_id].conversation_id, ()) if m.run_id == run_id]
 
 
-async def gather(client: Client, started: Sequence[str], upstream: ScriptedOpenAI, ledger: Path) -> Evidence:
-    """Everything there is about these runs."""
-    evidence = Evidence(requests=upstream.requests, rejections=upstream.rejected, problems=upstream.problems)
+async def gather(
+    client: Client, started: Sequence[str], upstream: ScriptedOpenAI, ledger: Path, patience_seconds: float
+) -> Evidence:
+    """Everything there is about these runs, once memory agents have read what they have to, or the patience is over."""
+    evidence = Evidence()
     gate = asyncio.Semaphore(_AT_ONCE)
-    await asyncio.gather(*(_read_run(client, evidence, run_id, gate) for run_id in started))
-    conversations = sorted({run.conversation_id for run in evidence.runs.values()})
-    await asyncio.gather(*(_read_messages(client, evidence, conversation, gate) for conversation in conversations))
+    await _read_all(client, evidence, started, gate)
+    _note_due(evidence)
+    found = await reading(client, evidence.due, patience_seconds)
+    evidence.parts = found.parts
+    await _read_all(client, evidence, [run.run_id for run in found.runs], gate)
+    # The endpoint may have been asked meanwhile.
+    evidence.requests, evidence.rejections, evidence.problems = upstream.requests, upstream.rejected, upstream.problems
     await _read_list(client, evidence)
     _read_ledger(evidence, ledger)
     return evidence
+
+
+async def _read_all(client: Client, evidence: Evidence, run_ids: Sequence[str], gate: asyncio.Semaphore) -> None:
+    """These runs with their events, and the messages of their conversations."""
+    await asyncio.gather(*(_read_run(client, evidence, run_id, gate) for run_id in run_ids))
+    conversations = sorted({run.conversation_id for run in evidence.runs.values()} - evidence.messages.keys())
+    await asyncio.gather(*(_read_messages(client, evidence, conversation, gate) for conversation in conversations))
+
+
+def _note_due(evidence: Evidence) -> None:
+    for run in evidence.runs.values():
+        if (run.agent_id, run.status) == (AGENT, runs_pb2.RUN_STATUS_COMPLETED):
+            last = evidence.messages_of(run.run_id)[-1].position
+            evidence.due[run.conversation_id] = max(last, evidence.due.get(run.conversation_id, 0))
 
 
 def _read_ledger(evidence: Evidence, ledger: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from tests.scripted_openai import Framing, Gate, Reply, Request, ScriptedOpenAI, Usage, breaks_off, calls, gated, says
 from tests.scripted_openai.request import canonical, text
+from tests.sleepers import KEEPER_MODEL
 
 MARK = re.compile(r"\[([0-9a-f]{16})\.(\d+)\]")
 SUMMARY_PROMPT = "Say what was asked last, and how much of it is done."
@@ -46,6 +47,8 @@ class Model:
         self._sent[digest] += 1
         reply = _reply(request, f"[{digest}.{self._sent[digest]}]", usage_of(digest))
         number = int(digest, 16)
+        if of_memory(request):
+            return reply
         if number % _BROKEN == 0 and self._sent[digest] == 1:
             return breaks_off(reply, after=2)
         return gated(reply, Pace()) if number % _SLOW == 0 else reply
@@ -79,15 +82,25 @@ def turn_of(request: Request) -> dict[str, Any]:
     return asked
 
 
-def conversation_of(request: Request) -> int:
-    """The number of the conversation that a request belongs to."""
-    return int(turn_of(request)["conversation"])
+def of_memory(request: Request) -> bool:
+    """Whether a memory agent asks."""
+    return request.model == KEEPER_MODEL
+
+
+def conversation_of(request: Request) -> int | str:
+    """The number of the conversation that a request belongs to; that of a memory run is known by what it was given."""
+    return text(request.history[0]) if of_memory(request) else int(turn_of(request)["conversation"])
+
+
+def repeats_memory(request: Request) -> bool:
+    """Whether a memory run begins, perhaps with the part of one that was cancelled."""
+    return of_memory(request) and len(request.history) == 1
 
 
 def _reply(request: Request, mark: str, usage: Usage) -> Reply:
     if asks_for_summary(request):
         return says(f"{mark} {json.dumps(_summed_up(request))}", usage=usage)
-    turn = turn_of(request)
+    turn: dict[str, Any] = {"steps": [["look_up"]]} if of_memory(request) else turn_of(request)
     steps, done = turn["steps"], turn.get("done", 0) + _answers_since_user(request.history)
     if done >= len(steps):
         return says(f"{mark} All of that is done, and this is how it ended.", usage=usage)

@@ -7,16 +7,25 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from agentrpc.v1 import messages_pb2
+from agentrpc.v1 import messages_pb2, runs_pb2
 
 from tests.chaos.evidence import Evidence
 from tests.chaos.journal import Journal
-from tests.chaos.model import MARK, asks_for_summary, conversation_of, history_digest, usage_of
+from tests.chaos.model import (
+    MARK,
+    asks_for_summary,
+    conversation_of,
+    history_digest,
+    of_memory,
+    repeats_memory,
+    usage_of,
+)
 from tests.scripted_openai import Request, check_histories
 from tests.scripted_openai.request import text
 from tests.shown import shown
 
 Messages = list[messages_pb2.Message]
+_COMPLETED = runs_pb2.RUN_STATUS_COMPLETED
 
 
 def the_endpoint_took_every_request(_: Journal, evidence: Evidence) -> Iterator[str]:
@@ -30,25 +39,28 @@ def requests_extend_each_other(_: Journal, evidence: Evidence) -> Iterator[str]:
     summary that is stored."""
     told = {m.summary.text for messages in evidence.messages.values() for m in messages if m.summary.text}
 
-    def begins_with_summary(request: Request) -> bool:
-        return any(text(request.history[0]).endswith(summary) for summary in told)
+    def may_restart(request: Request) -> bool:
+        return repeats_memory(request) or any(text(request.history[0]).endswith(summary) for summary in told)
 
     try:
-        check_histories(_turns(evidence), conversation=conversation_of, may_restart=begins_with_summary)
+        check_histories(evidence.requests, conversation=conversation_of, may_restart=repeats_memory)
+        check_histories(_turns(evidence), conversation=conversation_of, may_restart=may_restart)
     except AssertionError as error:
         yield from str(error).splitlines()
 
 
 def requests_show_what_is_stored(_: Journal, evidence: Evidence) -> Iterator[str]:
     """Each shows its conversation as it stood at some moment: the newest summary, and all that came after it."""
-    moments: dict[int, list[list[dict[str, Any]]]] = {}
+    moments: dict[int | str, list[list[dict[str, Any]]]] = {}
     for run_id, run in evidence.runs.items():
+        if run_id in evidence.parts:
+            continue
         number = int(run_id.split("-")[1])
         if number not in moments:
             messages = evidence.messages[run.conversation_id]
             moments[number] = [shown(messages[:end]) for end in range(1, len(messages) + 1)]
     for request in _turns(evidence):
-        if request.history not in moments.get(conversation_of(request), ()):
+        if not of_memory(request) and request.history not in moments.get(conversation_of(request), ()):
             yield f"request {request.number} shows what its conversation never was: {str(request.history)[:500]}"
 
 
@@ -71,9 +83,11 @@ def summaries_are_told(_: Journal, evidence: Evidence) -> Iterator[str]:
 
 
 def answers_are_stored_once(_: Journal, evidence: Evidence) -> Iterator[str]:
-    """No history has two stored answers, and each stored answer is one that the endpoint gave."""
+    """No history has two stored answers, and each stored answer is one that the endpoint gave. What a cancelled memory
+    run was given is given again."""
     sent = Counter(history_digest(request.history) for request in evidence.requests)
-    stored = [mark for run_id in evidence.runs for _, mark in _marks(evidence.messages_of(run_id))]
+    runs = (run_id for run_id, run in evidence.runs.items() if run_id not in evidence.parts or run.status == _COMPLETED)
+    stored = [mark for run_id in runs for _, mark in _marks(evidence.messages_of(run_id))]
     for digest, times in Counter(digest for digest, _ in stored).items():
         if times > 1:
             yield f"{times} answers to the history {digest} are stored"

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
+from tests.chaos.memory import AGENT
+
 STARTS = ("step", "stream", "tokens", "background", "twice")
 """How a run is started: blocking, as events, as events with tokens, in the background, two at once with one id."""
 ANSWERS = ("whole", "bare", "split", "race", "twice", "conflict", "late")
@@ -18,6 +20,8 @@ calls of its own tool run out of time; leaves."""
 BUSY = ("", "enqueue", "supersede")
 """When a turn is started: after the one before it; while that one still goes on, behind it or in its place."""
 
+_READ = 4
+"""Of so many conversations memory agents read one."""
 COMPACTING = "compacting"
 """The agent whose conversations are compacted again and again."""
 _COMPACTED = 3
@@ -55,6 +59,13 @@ class Turn:
     def run_id(self) -> str:
         """The run of this turn."""
         return f"run-{self.conversation}-{self.number}"
+
+    @property
+    def agent_id(self) -> str:
+        """The one whose conversations are compacted, the sleeptime agent, or the default one."""
+        if self.compacts:
+            return COMPACTING
+        return AGENT if self.conversation % _READ == 0 else ""
 
     @property
     def compacts(self) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agent_service.cli import main
-from agent_service.domain import moves, recovery, submit
+from agent_service.domain import memory_work, moves, recovery, submit
 from agent_service.domain.draft import Draft, Receipt
 from agent_service.domain.event import Event, RunStopped
 from agent_service.domain.message import Message
@@ -22,7 +22,7 @@ from agent_service.domain.tool import Call, CallState
 from agent_service.domain.values import replace
 from agent_service.engine import context, leases, runs
 from agent_service.engine.store import Move
-from agent_service.stores import sqlite, sqlite_rows, sqlite_thread
+from agent_service.stores import sqlite, sqlite_rows, sqlite_thread, sqlite_work
 
 _COMMIT_SECONDS = 0.05
 
@@ -151,6 +151,16 @@ def started_tool_runs_again() -> None:
     patch(recovery, "_go_on", go_on_with_all)
 
 
+def read_when_begun() -> None:
+    """A part of a transcript counts as read as soon as its memory run begins."""
+    taken = memory_work.taken
+
+    def taken_and_read(work: Any, run: Any) -> Any:
+        return replace(taken(work, run), through_position=run.memory_part.through)
+
+    patch(sqlite_work, "taken", taken_and_read)
+
+
 def kept_message_lost() -> None:
     """Of the messages that a compaction keeps, the model is not shown the first."""
     begin_with = context._Entry.begin_with
@@ -174,6 +184,7 @@ BUGS: dict[str, Callable[[], None]] = {
         second_final_stop,
         doubled_resume,
         started_tool_runs_again,
+        read_when_begun,
         kept_message_lost,
     )
 }

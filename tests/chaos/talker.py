@@ -13,7 +13,7 @@ from agentrpc.v1.run_service_pb2 import WatchRunRequest
 from tests.chaos.answers import answer_calls
 from tests.chaos.journal import TERMINAL
 from tests.chaos.line import Line, RefusedError
-from tests.chaos.plans import COMPACTING, Turn
+from tests.chaos.plans import Turn
 from tests.service import Client, step
 
 _LEAVE_SHARE, _WATCH_SHARE, _CANCEL_SECONDS, _LOOK_SECONDS = 0.3, 0.3, 0.4, 0.1
@@ -202,10 +202,8 @@ class Talker:
 def _request(turn: Turn, conversation_id: str) -> agent_service_pb2.StepRequest:
     on_busy: Any = agent_service_pb2.OnBusy.Value(f"ON_BUSY_{turn.busy.upper() or 'REJECT'}")
     tool = BRIEF if turn.ending == "expire" else ASK
-    agent_id = COMPACTING if turn.compacts else ""
-    return step(
-        turn.text, tool, agent_id=agent_id, run_id=turn.run_id, conversation_id=conversation_id, on_busy=on_busy
-    )
+    where = {"agent_id": turn.agent_id, "conversation_id": conversation_id}
+    return step(turn.text, tool, run_id=turn.run_id, on_busy=on_busy, **where)
 
 
 def _watch(asked: WatchRunRequest, client: Client) -> Any:

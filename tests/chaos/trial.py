@@ -55,6 +55,7 @@ SQLITE = {
     "second_final_stop": Trial(("ended_runs_stay_as_they_were_shown",), ending="cancel"),
     "doubled_resume": Trial(("answers_are_stored_once", "answers_follow_the_whole_returns"), answer="twice"),
     "started_tool_runs_again": Trial(("server_tools_run_once",), kills=16),
+    "read_when_begun": Trial(("each_message_is_read_once",), kills=8),
     "kept_message_lost": Trial(("requests_show_what_is_stored",)),
 }
 """By the bugs of `planted`. The service without a bug comes first."""

@@ -26,7 +26,7 @@ from agentrpc.v1 import tool_rules_pb2 as agentrpc_dot_v1_dot_tool__rules__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61gentrpc/v1/agents.proto\x12\x0b\x61gentrpc.v1\x1a\x1c\x61gentrpc/v1/tool_rules.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdb\x03\n\x05\x41gent\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.agentrpc.v1.AgentKind\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x14\n\x0cinstructions\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x14\n\x0cserver_tools\x18\x06 \x03(\t\x12\x14\n\x0cmessage_tool\x18\x07 \x01(\t\x12\x18\n\x10message_argument\x18\x08 \x01(\t\x12\x0c\n\x04\x65tag\x18\t \x01(\t\x12\x10\n\x08revision\x18\n \x01(\x05\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nconfigured\x18\r \x01(\x08\x12\x12\n\nis_default\x18\x0e \x01(\x08\x12)\n\ntool_rules\x18\x0f \x03(\x0b\x32\x15.agentrpc.v1.ToolRule\x12\x18\n\x10memory_block_ids\x18\x10 \x03(\t\x12+\n\x07\x63ontext\x18\x11 \x01(\x0b\x32\x1a.agentrpc.v1.ContextPolicy\"\xa9\x01\n\rContextPolicy\x12\x15\n\rwindow_tokens\x18\x01 \x01(\x05\x12\x31\n\x08strategy\x18\x02 \x01(\x0e\x32\x1f.agentrpc.v1.CompactionStrategy\x12\x11\n\tthreshold\x18\x03 \x01(\x01\x12\x0c\n\x04keep\x18\x04 \x01(\x01\x12\x16\n\x0esummary_prompt\x18\x05 \x01(\t\x12\x15\n\rsummary_model\x18\x06 \x01(\t\"\xec\x01\n\x0c\x43onversation\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x35\n\x06labels\x18\x02 \x03(\x0b\x32%.agentrpc.v1.Conversation.LabelsEntry\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rmessage_count\x18\x04 \x01(\x05\x12\x15\n\ractive_run_id\x18\x05 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*U\n\tAgentKind\x12\x1a\n\x16\x41GENT_KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x41GENT_KIND_LLM\x10\x01\x12\x18\n\x14\x41GENT_KIND_RESPONDER\x10\x02*\xa0\x01\n\x12\x43ompactionStrategy\x12#\n\x1f\x43OMPACTION_STRATEGY_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x43OMPACTION_STRATEGY_SUMMARY\x10\x01\x12&\n\"COMPACTION_STRATEGY_SLIDING_WINDOW\x10\x02\x12\x1c\n\x18\x43OMPACTION_STRATEGY_NONE\x10\x03\x42\x46\n\x0f\x63om.agentrpc.v1B\x0b\x41gentsProtoP\x01Z\x16\x61gentrpc/v1;agentrpcv1\xaa\x02\x0b\x41gentRpc.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61gentrpc/v1/agents.proto\x12\x0b\x61gentrpc.v1\x1a\x1c\x61gentrpc/v1/tool_rules.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"Q\n\tSleeptime\x12\x1b\n\x13\x66oreground_agent_id\x18\x01 \x01(\t\x12\x18\n\x10memory_agent_ids\x18\x02 \x03(\t\x12\r\n\x05\x65very\x18\x03 \x01(\x05\"\x86\x04\n\x05\x41gent\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.agentrpc.v1.AgentKind\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x14\n\x0cinstructions\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x14\n\x0cserver_tools\x18\x06 \x03(\t\x12\x14\n\x0cmessage_tool\x18\x07 \x01(\t\x12\x18\n\x10message_argument\x18\x08 \x01(\t\x12\x0c\n\x04\x65tag\x18\t \x01(\t\x12\x10\n\x08revision\x18\n \x01(\x05\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nconfigured\x18\r \x01(\x08\x12\x12\n\nis_default\x18\x0e \x01(\x08\x12)\n\ntool_rules\x18\x0f \x03(\x0b\x32\x15.agentrpc.v1.ToolRule\x12)\n\tsleeptime\x18\x12 \x01(\x0b\x32\x16.agentrpc.v1.Sleeptime\x12\x18\n\x10memory_block_ids\x18\x10 \x03(\t\x12+\n\x07\x63ontext\x18\x11 \x01(\x0b\x32\x1a.agentrpc.v1.ContextPolicy\"\xa9\x01\n\rContextPolicy\x12\x15\n\rwindow_tokens\x18\x01 \x01(\x05\x12\x31\n\x08strategy\x18\x02 \x01(\x0e\x32\x1f.agentrpc.v1.CompactionStrategy\x12\x11\n\tthreshold\x18\x03 \x01(\x01\x12\x0c\n\x04keep\x18\x04 \x01(\x01\x12\x16\n\x0esummary_prompt\x18\x05 \x01(\t\x12\x15\n\rsummary_model\x18\x06 \x01(\t\"\xec\x01\n\x0c\x43onversation\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x35\n\x06labels\x18\x02 \x03(\x0b\x32%.agentrpc.v1.Conversation.LabelsEntry\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rmessage_count\x18\x04 \x01(\x05\x12\x15\n\ractive_run_id\x18\x05 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*o\n\tAgentKind\x12\x1a\n\x16\x41GENT_KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x41GENT_KIND_LLM\x10\x01\x12\x18\n\x14\x41GENT_KIND_RESPONDER\x10\x02\x12\x18\n\x14\x41GENT_KIND_SLEEPTIME\x10\x03*\xa0\x01\n\x12\x43ompactionStrategy\x12#\n\x1f\x43OMPACTION_STRATEGY_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x43OMPACTION_STRATEGY_SUMMARY\x10\x01\x12&\n\"COMPACTION_STRATEGY_SLIDING_WINDOW\x10\x02\x12\x1c\n\x18\x43OMPACTION_STRATEGY_NONE\x10\x03\x42\x46\n\x0f\x63om.agentrpc.v1B\x0b\x41gentsProtoP\x01Z\x16\x61gentrpc/v1;agentrpcv1\xaa\x02\x0b\x41gentRpc.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,16 +36,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\017com.agentrpc.v1B\013AgentsProtoP\001Z\026agentrpc/v1;agentrpcv1\252\002\013AgentRpc.V1'
   _globals['_CONVERSATION_LABELSENTRY']._loaded_options = None
   _globals['_CONVERSATION_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_AGENTKIND']._serialized_start=993
-  _globals['_AGENTKIND']._serialized_end=1078
-  _globals['_COMPACTIONSTRATEGY']._serialized_start=1081
-  _globals['_COMPACTIONSTRATEGY']._serialized_end=1241
-  _globals['_AGENT']._serialized_start=105
-  _globals['_AGENT']._serialized_end=580
-  _globals['_CONTEXTPOLICY']._serialized_start=583
-  _globals['_CONTEXTPOLICY']._serialized_end=752
-  _globals['_CONVERSATION']._serialized_start=755
-  _globals['_CONVERSATION']._serialized_end=991
-  _globals['_CONVERSATION_LABELSENTRY']._serialized_start=946
-  _globals['_CONVERSATION_LABELSENTRY']._serialized_end=991
+  _globals['_AGENTKIND']._serialized_start=1119
+  _globals['_AGENTKIND']._serialized_end=1230
+  _globals['_COMPACTIONSTRATEGY']._serialized_start=1233
+  _globals['_COMPACTIONSTRATEGY']._serialized_end=1393
+  _globals['_SLEEPTIME']._serialized_start=104
+  _globals['_SLEEPTIME']._serialized_end=185
+  _globals['_AGENT']._serialized_start=188
+  _globals['_AGENT']._serialized_end=706
+  _globals['_CONTEXTPOLICY']._serialized_start=709
+  _globals['_CONTEXTPOLICY']._serialized_end=878
+  _globals['_CONVERSATION']._serialized_start=881
+  _globals['_CONVERSATION']._serialized_end=1117
+  _globals['_CONVERSATION_LABELSENTRY']._serialized_start=1072
+  _globals['_CONVERSATION_LABELSENTRY']._serialized_end=1117
 # @@protoc_insertion_point(module_scope)

@@ -33,6 +33,10 @@ class _AgentKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AgentKind.V
     """Uses server tools and client tools, and can pause."""
     AGENT_KIND_RESPONDER: _AgentKind.ValueType  # 2
     """Answers in text; has no tools, and refuses client tools."""
+    AGENT_KIND_SLEEPTIME: _AgentKind.ValueType  # 3
+    """Answers exactly as another agent does, and has memory agents read what was said, in runs of their own; see
+    `Agent.sleeptime`.
+    """
 
 class AgentKind(_AgentKind, metaclass=_AgentKindEnumTypeWrapper):
     """What kind an agent is."""
@@ -43,6 +47,10 @@ AGENT_KIND_LLM: AgentKind.ValueType  # 1
 """Uses server tools and client tools, and can pause."""
 AGENT_KIND_RESPONDER: AgentKind.ValueType  # 2
 """Answers in text; has no tools, and refuses client tools."""
+AGENT_KIND_SLEEPTIME: AgentKind.ValueType  # 3
+"""Answers exactly as another agent does, and has memory agents read what was said, in runs of their own; see
+`Agent.sleeptime`.
+"""
 Global___AgentKind: _TypeAlias = AgentKind  # noqa: Y015
 
 class _CompactionStrategy:
@@ -78,6 +86,47 @@ other agents have left out in the same conversation stays left out.
 Global___CompactionStrategy: _TypeAlias = CompactionStrategy  # noqa: Y015
 
 @_typing.final
+class Sleeptime(_message.Message):
+    """What a sleeptime agent is made of. After every `every`-th run of a conversation that is COMPLETED, each memory agent is
+    given the part of the transcript that it was not given yet, in a run of its own (`Run.parent_run_id`) and in a new
+    conversation. A run that is not COMPLETED counts nothing, but what was said in it is part of the transcript. Each part
+    is in exactly one COMPLETED memory run; one that ends otherwise is repeated with the same part. A memory agent has one
+    memory run at a time, over all conversations.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOREGROUND_AGENT_ID_FIELD_NUMBER: _builtins.int
+    MEMORY_AGENT_IDS_FIELD_NUMBER: _builtins.int
+    EVERY_FIELD_NUMBER: _builtins.int
+    foreground_agent_id: _builtins.str
+    """The agent that answers: of kind LLM or RESPONDER. Its instructions, tools, rules and model are those of a run as it
+    is when the run starts. Once it is deleted, starts are refused with FOREGROUND_AGENT_NOT_FOUND.
+    """
+    every: _builtins.int
+    """After how many COMPLETED runs of a conversation; 0 means 5."""
+    @_builtins.property
+    def memory_agent_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The agents that are given the transcript: of kind LLM, at least one, none twice, at most `Limits.max_memory_agents`.
+        They never have the client tools of a run. The work of one that is deleted waits and is tried as after a failure.
+        """
+
+    def __init__(
+        self,
+        *,
+        foreground_agent_id: _builtins.str = ...,
+        memory_agent_ids: _abc.Iterable[_builtins.str] | None = ...,
+        every: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["every", b"every", "foreground_agent_id", b"foreground_agent_id", "memory_agent_ids", b"memory_agent_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sleeptime: _TypeAlias = Sleeptime  # noqa: Y015
+
+@_typing.final
 class Agent(_message.Message):
     """An agent: instructions, model and tools. A run keeps what its agent was at its start, whatever happens to it later."""
 
@@ -98,6 +147,7 @@ class Agent(_message.Message):
     CONFIGURED_FIELD_NUMBER: _builtins.int
     IS_DEFAULT_FIELD_NUMBER: _builtins.int
     TOOL_RULES_FIELD_NUMBER: _builtins.int
+    SLEEPTIME_FIELD_NUMBER: _builtins.int
     MEMORY_BLOCK_IDS_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
@@ -144,6 +194,12 @@ class Agent(_message.Message):
         """
 
     @_builtins.property
+    def sleeptime(self) -> Global___Sleeptime:
+        """Set exactly for an agent of kind SLEEPTIME, of which all fields besides `agent_id`, `kind` and `description` are
+        empty then: they are those of its foreground agent.
+        """
+
+    @_builtins.property
     def memory_block_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Its memory blocks, in the order the model sees them (those it cannot change before the others), at most
         `Limits.max_memory_blocks`. Each must exist when the agent is written, and their labels must be different; one that is
@@ -175,12 +231,13 @@ class Agent(_message.Message):
         configured: _builtins.bool = ...,
         is_default: _builtins.bool = ...,
         tool_rules: _abc.Iterable[_tool_rules_pb2.ToolRule] | None = ...,
+        sleeptime: Global___Sleeptime | None = ...,
         memory_block_ids: _abc.Iterable[_builtins.str] | None = ...,
         context: Global___ContextPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "create_time", b"create_time", "sleeptime", b"sleeptime", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "configured", b"configured", "context", b"context", "create_time", b"create_time", "description", b"description", "etag", b"etag", "instructions", b"instructions", "is_default", b"is_default", "kind", b"kind", "memory_block_ids", b"memory_block_ids", "message_argument", b"message_argument", "message_tool", b"message_tool", "model", b"model", "revision", b"revision", "server_tools", b"server_tools", "tool_rules", b"tool_rules", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "configured", b"configured", "context", b"context", "create_time", b"create_time", "description", b"description", "etag", b"etag", "instructions", b"instructions", "is_default", b"is_default", "kind", b"kind", "memory_block_ids", b"memory_block_ids", "message_argument", b"message_argument", "message_tool", b"message_tool", "model", b"model", "revision", b"revision", "server_tools", b"server_tools", "sleeptime", b"sleeptime", "tool_rules", b"tool_rules", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

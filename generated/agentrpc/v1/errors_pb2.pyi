@@ -264,6 +264,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Code: UNAVAILABLE.
     Message: "nothing was read from this stream for 60 s; attach again (a run: with WatchRun after the last sequence seen)"
     """
+    ERROR_REASON_FOREGROUND_AGENT_NOT_FOUND: _ErrorReason.ValueType  # 60
+    """The agent that a sleeptime agent answers through was deleted. Make it again, or give the sleeptime agent another one.
+    Code: FAILED_PRECONDITION.
+    Metadata: agent_id, that of the sleeptime agent; foreground_agent_id.
+    Message: "agent_id: 'desk' answers through agent 'sales', which does not exist any more; make it again, or change sleeptime.foreground_agent_id of 'desk'"
+    """
     ERROR_REASON_LLM_UNAVAILABLE: _ErrorReason.ValueType  # 40
     """Reasons of runs that failed or were interrupted (`RunError.reason`).
 
@@ -598,6 +604,12 @@ ERROR_REASON_READER_STALLED: ErrorReason.ValueType  # 35
 goes on: attach again with WatchRun after the last sequence seen.
 Code: UNAVAILABLE.
 Message: "nothing was read from this stream for 60 s; attach again (a run: with WatchRun after the last sequence seen)"
+"""
+ERROR_REASON_FOREGROUND_AGENT_NOT_FOUND: ErrorReason.ValueType  # 60
+"""The agent that a sleeptime agent answers through was deleted. Make it again, or give the sleeptime agent another one.
+Code: FAILED_PRECONDITION.
+Metadata: agent_id, that of the sleeptime agent; foreground_agent_id.
+Message: "agent_id: 'desk' answers through agent 'sales', which does not exist any more; make it again, or change sleeptime.foreground_agent_id of 'desk'"
 """
 ERROR_REASON_LLM_UNAVAILABLE: ErrorReason.ValueType  # 40
 """Reasons of runs that failed or were interrupted (`RunError.reason`).

@@ -29,7 +29,7 @@ from agentrpc.v1 import sort_order_pb2 as agentrpc_dot_v1_dot_sort__order__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x61gentrpc/v1/run_service.proto\x12\x0b\x61gentrpc.v1\x1a\x18\x61gentrpc/v1/events.proto\x1a\x1a\x61gentrpc/v1/messages.proto\x1a\x16\x61gentrpc/v1/runs.proto\x1a\x1c\x61gentrpc/v1/sort_order.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x1f\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"/\n\x0eGetRunResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.agentrpc.v1.Run\"\xf4\x01\n\x0fWatchRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x05\x12\x15\n\rstream_tokens\x18\x03 \x01(\x08\x12$\n\x07stop_at\x18\x04 \x01(\x0e\x32\x13.agentrpc.v1.StopAt\x12>\n\x1cinclude_return_message_types\x18\x05 \x03(\x0e\x32\x18.agentrpc.v1.MessageType\x12\"\n\x15use_assistant_message\x18\x06 \x01(\x08H\x00\x88\x01\x01\x42\x18\n\x16_use_assistant_message\"8\n\x10WatchRunResponse\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.agentrpc.v1.RunEvent\"\x8b\x03\n\x0fListRunsRequest\x12(\n\x08statuses\x18\x01 \x03(\x0e\x32\x16.agentrpc.v1.RunStatus\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x03 \x01(\t\x12\x38\n\x06labels\x18\x04 \x03(\x0b\x32(.agentrpc.v1.ListRunsRequest.LabelsEntry\x12\x34\n\x10\x63reate_time_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x12\x63reate_time_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x05order\x18\x07 \x01(\x0e\x32\x16.agentrpc.v1.SortOrder\x12\x11\n\tpage_size\x18\x08 \x01(\x05\x12\x12\n\npage_token\x18\t \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"K\n\x10ListRunsResponse\x12\x1e\n\x04runs\x18\x01 \x03(\x0b\x32\x10.agentrpc.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x10\x43\x61ncelRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"2\n\x11\x43\x61ncelRunResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.agentrpc.v1.Run\"5\n\x0fRetryRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"1\n\x10RetryRunResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.agentrpc.v1.Run\"\"\n\x10\x44\x65leteRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteRunResponse*K\n\x06StopAt\x12\x17\n\x13STOP_AT_UNSPECIFIED\x10\x00\x12\x11\n\rSTOP_AT_FINAL\x10\x01\x12\x15\n\x11STOP_AT_NEXT_STOP\x10\x02\x32\xc4\x03\n\nRunService\x12\x41\n\x06GetRun\x12\x1a.agentrpc.v1.GetRunRequest\x1a\x1b.agentrpc.v1.GetRunResponse\x12I\n\x08WatchRun\x12\x1c.agentrpc.v1.WatchRunRequest\x1a\x1d.agentrpc.v1.WatchRunResponse0\x01\x12G\n\x08ListRuns\x12\x1c.agentrpc.v1.ListRunsRequest\x1a\x1d.agentrpc.v1.ListRunsResponse\x12J\n\tCancelRun\x12\x1d.agentrpc.v1.CancelRunRequest\x1a\x1e.agentrpc.v1.CancelRunResponse\x12G\n\x08RetryRun\x12\x1c.agentrpc.v1.RetryRunRequest\x1a\x1d.agentrpc.v1.RetryRunResponse\x12J\n\tDeleteRun\x12\x1d.agentrpc.v1.DeleteRunRequest\x1a\x1e.agentrpc.v1.DeleteRunResponseBJ\n\x0f\x63om.agentrpc.v1B\x0fRunServiceProtoP\x01Z\x16\x61gentrpc/v1;agentrpcv1\xaa\x02\x0b\x41gentRpc.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x61gentrpc/v1/run_service.proto\x12\x0b\x61gentrpc.v1\x1a\x18\x61gentrpc/v1/events.proto\x1a\x1a\x61gentrpc/v1/messages.proto\x1a\x16\x61gentrpc/v1/runs.proto\x1a\x1c\x61gentrpc/v1/sort_order.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x1f\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"/\n\x0eGetRunResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.agentrpc.v1.Run\"\xf4\x01\n\x0fWatchRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x05\x12\x15\n\rstream_tokens\x18\x03 \x01(\x08\x12$\n\x07stop_at\x18\x04 \x01(\x0e\x32\x13.agentrpc.v1.StopAt\x12>\n\x1cinclude_return_message_types\x18\x05 \x03(\x0e\x32\x18.agentrpc.v1.MessageType\x12\"\n\x15use_assistant_message\x18\x06 \x01(\x08H\x00\x88\x01\x01\x42\x18\n\x16_use_assistant_message\"8\n\x10WatchRunResponse\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.agentrpc.v1.RunEvent\"\xa2\x03\n\x0fListRunsRequest\x12(\n\x08statuses\x18\x01 \x03(\x0e\x32\x16.agentrpc.v1.RunStatus\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x03 \x01(\t\x12\x38\n\x06labels\x18\x04 \x03(\x0b\x32(.agentrpc.v1.ListRunsRequest.LabelsEntry\x12\x34\n\x10\x63reate_time_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x12\x63reate_time_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x05order\x18\x07 \x01(\x0e\x32\x16.agentrpc.v1.SortOrder\x12\x11\n\tpage_size\x18\x08 \x01(\x05\x12\x12\n\npage_token\x18\t \x01(\t\x12\x15\n\rparent_run_id\x18\n \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"K\n\x10ListRunsResponse\x12\x1e\n\x04runs\x18\x01 \x03(\x0b\x32\x10.agentrpc.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x10\x43\x61ncelRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"2\n\x11\x43\x61ncelRunResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.agentrpc.v1.Run\"5\n\x0fRetryRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"1\n\x10RetryRunResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.agentrpc.v1.Run\"\"\n\x10\x44\x65leteRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteRunResponse*K\n\x06StopAt\x12\x17\n\x13STOP_AT_UNSPECIFIED\x10\x00\x12\x11\n\rSTOP_AT_FINAL\x10\x01\x12\x15\n\x11STOP_AT_NEXT_STOP\x10\x02\x32\xc4\x03\n\nRunService\x12\x41\n\x06GetRun\x12\x1a.agentrpc.v1.GetRunRequest\x1a\x1b.agentrpc.v1.GetRunResponse\x12I\n\x08WatchRun\x12\x1c.agentrpc.v1.WatchRunRequest\x1a\x1d.agentrpc.v1.WatchRunResponse0\x01\x12G\n\x08ListRuns\x12\x1c.agentrpc.v1.ListRunsRequest\x1a\x1d.agentrpc.v1.ListRunsResponse\x12J\n\tCancelRun\x12\x1d.agentrpc.v1.CancelRunRequest\x1a\x1e.agentrpc.v1.CancelRunResponse\x12G\n\x08RetryRun\x12\x1c.agentrpc.v1.RetryRunRequest\x1a\x1d.agentrpc.v1.RetryRunResponse\x12J\n\tDeleteRun\x12\x1d.agentrpc.v1.DeleteRunRequest\x1a\x1e.agentrpc.v1.DeleteRunResponseBJ\n\x0f\x63om.agentrpc.v1B\x0fRunServiceProtoP\x01Z\x16\x61gentrpc/v1;agentrpcv1\xaa\x02\x0b\x41gentRpc.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,8 +39,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\017com.agentrpc.v1B\017RunServiceProtoP\001Z\026agentrpc/v1;agentrpcv1\252\002\013AgentRpc.V1'
   _globals['_LISTRUNSREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_LISTRUNSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_STOPAT']._serialized_start=1300
-  _globals['_STOPAT']._serialized_end=1375
+  _globals['_STOPAT']._serialized_start=1323
+  _globals['_STOPAT']._serialized_end=1398
   _globals['_GETRUNREQUEST']._serialized_start=187
   _globals['_GETRUNREQUEST']._serialized_end=218
   _globals['_GETRUNRESPONSE']._serialized_start=220
@@ -50,23 +50,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHRUNRESPONSE']._serialized_start=516
   _globals['_WATCHRUNRESPONSE']._serialized_end=572
   _globals['_LISTRUNSREQUEST']._serialized_start=575
-  _globals['_LISTRUNSREQUEST']._serialized_end=970
-  _globals['_LISTRUNSREQUEST_LABELSENTRY']._serialized_start=925
-  _globals['_LISTRUNSREQUEST_LABELSENTRY']._serialized_end=970
-  _globals['_LISTRUNSRESPONSE']._serialized_start=972
-  _globals['_LISTRUNSRESPONSE']._serialized_end=1047
-  _globals['_CANCELRUNREQUEST']._serialized_start=1049
-  _globals['_CANCELRUNREQUEST']._serialized_end=1083
-  _globals['_CANCELRUNRESPONSE']._serialized_start=1085
-  _globals['_CANCELRUNRESPONSE']._serialized_end=1135
-  _globals['_RETRYRUNREQUEST']._serialized_start=1137
-  _globals['_RETRYRUNREQUEST']._serialized_end=1190
-  _globals['_RETRYRUNRESPONSE']._serialized_start=1192
-  _globals['_RETRYRUNRESPONSE']._serialized_end=1241
-  _globals['_DELETERUNREQUEST']._serialized_start=1243
-  _globals['_DELETERUNREQUEST']._serialized_end=1277
-  _globals['_DELETERUNRESPONSE']._serialized_start=1279
-  _globals['_DELETERUNRESPONSE']._serialized_end=1298
-  _globals['_RUNSERVICE']._serialized_start=1378
-  _globals['_RUNSERVICE']._serialized_end=1830
+  _globals['_LISTRUNSREQUEST']._serialized_end=993
+  _globals['_LISTRUNSREQUEST_LABELSENTRY']._serialized_start=948
+  _globals['_LISTRUNSREQUEST_LABELSENTRY']._serialized_end=993
+  _globals['_LISTRUNSRESPONSE']._serialized_start=995
+  _globals['_LISTRUNSRESPONSE']._serialized_end=1070
+  _globals['_CANCELRUNREQUEST']._serialized_start=1072
+  _globals['_CANCELRUNREQUEST']._serialized_end=1106
+  _globals['_CANCELRUNRESPONSE']._serialized_start=1108
+  _globals['_CANCELRUNRESPONSE']._serialized_end=1158
+  _globals['_RETRYRUNREQUEST']._serialized_start=1160
+  _globals['_RETRYRUNREQUEST']._serialized_end=1213
+  _globals['_RETRYRUNRESPONSE']._serialized_start=1215
+  _globals['_RETRYRUNRESPONSE']._serialized_end=1264
+  _globals['_DELETERUNREQUEST']._serialized_start=1266
+  _globals['_DELETERUNREQUEST']._serialized_end=1300
+  _globals['_DELETERUNRESPONSE']._serialized_start=1302
+  _globals['_DELETERUNRESPONSE']._serialized_end=1321
+  _globals['_RUNSERVICE']._serialized_start=1401
+  _globals['_RUNSERVICE']._serialized_end=1853
 # @@protoc_insertion_point(module_scope)

@@ -201,6 +201,7 @@ class ListRunsRequest(_message.Message):
     ORDER_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    PARENT_RUN_ID_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """Of this agent."""
     conversation_id: _builtins.str
@@ -211,6 +212,8 @@ class ListRunsRequest(_message.Message):
     """At most this many; 0 means 100, more than 1000 is refused."""
     page_token: _builtins.str
     """From the answer before, with the same filters; empty means from the beginning."""
+    parent_run_id: _builtins.str
+    """Begun by the service because of the end of this run; see `Run.parent_run_id`."""
     @_builtins.property
     def statuses(self) -> _containers.RepeatedScalarFieldContainer[_runs_pb2.RunStatus.ValueType]:
         """One of these statuses; empty means any."""
@@ -239,10 +242,11 @@ class ListRunsRequest(_message.Message):
         order: _sort_order_pb2.SortOrder.ValueType = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        parent_run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time_before", b"create_time_before", "create_time_from", b"create_time_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "conversation_id", b"conversation_id", "create_time_before", b"create_time_before", "create_time_from", b"create_time_from", "labels", b"labels", "order", b"order", "page_size", b"page_size", "page_token", b"page_token", "statuses", b"statuses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "conversation_id", b"conversation_id", "create_time_before", b"create_time_before", "create_time_from", b"create_time_from", "labels", b"labels", "order", b"order", "page_size", b"page_size", "page_token", b"page_token", "parent_run_id", b"parent_run_id", "statuses", b"statuses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -241,6 +241,7 @@ class Run(_message.Message):
     OVERRIDDEN_TOOLS_FIELD_NUMBER: _builtins.int
     AGENT_REVISION_FIELD_NUMBER: _builtins.int
     PAUSE_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    PARENT_RUN_ID_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Chosen by the caller, or issued."""
     conversation_id: _builtins.str
@@ -269,6 +270,10 @@ class Run(_message.Message):
     """
     agent_revision: _builtins.int
     """The revision of the agent that the run was started with; 0 for agents of the server's configuration."""
+    parent_run_id: _builtins.str
+    """For a run that the service has begun for a memory agent: the run whose end was the cause. It may be deleted by now.
+    Empty for any other run.
+    """
     @_builtins.property
     def pending_tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[_tools_pb2.PendingToolCall]:
         """The calls that wait for the caller, in the model's order. Answer each with SubmitToolReturns."""
@@ -335,10 +340,11 @@ class Run(_message.Message):
         overridden_tools: _abc.Iterable[_builtins.str] | None = ...,
         agent_revision: _builtins.int = ...,
         pause_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        parent_run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_request_to_first_token_ns", b"_request_to_first_token_ns", "_stop_reason", b"_stop_reason", "_time_to_first_token_ns", b"_time_to_first_token_ns", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "first_token_time", b"first_token_time", "pause_expire_time", b"pause_expire_time", "request_to_first_token_ns", b"request_to_first_token_ns", "stop_reason", b"stop_reason", "time_to_first_token_ns", b"time_to_first_token_ns", "update_time", b"update_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_to_first_token_ns", b"_request_to_first_token_ns", "_stop_reason", b"_stop_reason", "_time_to_first_token_ns", b"_time_to_first_token_ns", "agent_id", b"agent_id", "agent_revision", b"agent_revision", "conversation_id", b"conversation_id", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "first_token_time", b"first_token_time", "labels", b"labels", "last_sequence", b"last_sequence", "max_steps", b"max_steps", "model", b"model", "model_attempts", b"model_attempts", "overridden_tools", b"overridden_tools", "pause_expire_time", b"pause_expire_time", "pending_tool_calls", b"pending_tool_calls", "request_to_first_token_ns", b"request_to_first_token_ns", "run_id", b"run_id", "status", b"status", "steps_taken", b"steps_taken", "stop_reason", b"stop_reason", "time_to_first_token_ns", b"time_to_first_token_ns", "update_time", b"update_time", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_to_first_token_ns", b"_request_to_first_token_ns", "_stop_reason", b"_stop_reason", "_time_to_first_token_ns", b"_time_to_first_token_ns", "agent_id", b"agent_id", "agent_revision", b"agent_revision", "conversation_id", b"conversation_id", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "first_token_time", b"first_token_time", "labels", b"labels", "last_sequence", b"last_sequence", "max_steps", b"max_steps", "model", b"model", "model_attempts", b"model_attempts", "overridden_tools", b"overridden_tools", "parent_run_id", b"parent_run_id", "pause_expire_time", b"pause_expire_time", "pending_tool_calls", b"pending_tool_calls", "request_to_first_token_ns", b"request_to_first_token_ns", "run_id", b"run_id", "status", b"status", "steps_taken", b"steps_taken", "stop_reason", b"stop_reason", "time_to_first_token_ns", b"time_to_first_token_ns", "update_time", b"update_time", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__request_to_first_token_ns: _TypeAlias = _typing.Literal["request_to_first_token_ns"]  # noqa: Y015
     _WhichOneofArgType__request_to_first_token_ns: _TypeAlias = _typing.Literal["_request_to_first_token_ns", b"_request_to_first_token_ns"]  # noqa: Y015

@@ -99,12 +99,12 @@ class AgentInfo(_message.Message):
     is_default: _builtins.bool
     """True for the agent that an empty `agent_id` means."""
     kind: _builtins.str
-    """What kind it is: "llm" or "responder"."""
+    """What kind it is: "llm", "responder" or "sleeptime"."""
     client_tools: _builtins.bool
     """Whether it takes client tools."""
     @_builtins.property
     def server_tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The names of its server tools."""
+        """The names of its server tools; those of a sleeptime agent are its foreground agent's."""
 
     def __init__(
         self,
@@ -152,6 +152,8 @@ class Limits(_message.Message):
     MAX_INVALID_ANSWERS_FIELD_NUMBER: _builtins.int
     MAX_TOOL_RULES_FIELD_NUMBER: _builtins.int
     MAX_PARALLEL_TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    MAX_MEMORY_AGENTS_FIELD_NUMBER: _builtins.int
+    MAX_MEMORY_PART_BYTES_FIELD_NUMBER: _builtins.int
     DEFAULT_MEMORY_BLOCK_LIMIT_FIELD_NUMBER: _builtins.int
     MAX_MEMORY_BLOCK_LIMIT_FIELD_NUMBER: _builtins.int
     MAX_MEMORY_BLOCKS_FIELD_NUMBER: _builtins.int
@@ -204,6 +206,10 @@ class Limits(_message.Message):
     """Tool rules of an agent or a request, and tools that one rule may name."""
     max_parallel_tool_calls: _builtins.int
     """Calls of parallel-safe server tools that are executed at the same time for one run."""
+    max_memory_agents: _builtins.int
+    """Memory agents of one sleeptime agent."""
+    max_memory_part_bytes: _builtins.int
+    """Bytes of the transcript that one memory run is given; what is more is given to the next ones."""
     default_memory_block_limit: _builtins.int
     """Unicode code points that a memory block may hold unless it says otherwise."""
     max_memory_block_limit: _builtins.int
@@ -242,6 +248,8 @@ class Limits(_message.Message):
         max_invalid_answers: _builtins.int = ...,
         max_tool_rules: _builtins.int = ...,
         max_parallel_tool_calls: _builtins.int = ...,
+        max_memory_agents: _builtins.int = ...,
+        max_memory_part_bytes: _builtins.int = ...,
         default_memory_block_limit: _builtins.int = ...,
         max_memory_block_limit: _builtins.int = ...,
         max_memory_blocks: _builtins.int = ...,
@@ -251,7 +259,7 @@ class Limits(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_window_tokens", b"context_window_tokens", "default_max_steps", b"default_max_steps", "default_memory_block_limit", b"default_memory_block_limit", "http_image_urls", b"http_image_urls", "max_client_tools", b"max_client_tools", "max_consecutive_invalid_steps", b"max_consecutive_invalid_steps", "max_image_bytes", b"max_image_bytes", "max_image_url_bytes", b"max_image_url_bytes", "max_images_bytes", b"max_images_bytes", "max_images_per_message", b"max_images_per_message", "max_input_bytes", b"max_input_bytes", "max_invalid_answers", b"max_invalid_answers", "max_labels", b"max_labels", "max_memory_block_limit", b"max_memory_block_limit", "max_memory_blocks", b"max_memory_blocks", "max_memory_description_bytes", b"max_memory_description_bytes", "max_model_response_arguments_bytes", b"max_model_response_arguments_bytes", "max_page_size", b"max_page_size", "max_parallel_tool_calls", b"max_parallel_tool_calls", "max_queued_runs", b"max_queued_runs", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_server_tool_result_bytes", b"max_server_tool_result_bytes", "max_summary_prompt_bytes", b"max_summary_prompt_bytes", "max_tool_arguments_bytes", b"max_tool_arguments_bytes", "max_tool_return_bytes", b"max_tool_return_bytes", "max_tool_rules", b"max_tool_rules", "max_tool_schema_bytes", b"max_tool_schema_bytes", "max_tool_schema_depth", b"max_tool_schema_depth"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_window_tokens", b"context_window_tokens", "default_max_steps", b"default_max_steps", "default_memory_block_limit", b"default_memory_block_limit", "http_image_urls", b"http_image_urls", "max_client_tools", b"max_client_tools", "max_consecutive_invalid_steps", b"max_consecutive_invalid_steps", "max_image_bytes", b"max_image_bytes", "max_image_url_bytes", b"max_image_url_bytes", "max_images_bytes", b"max_images_bytes", "max_images_per_message", b"max_images_per_message", "max_input_bytes", b"max_input_bytes", "max_invalid_answers", b"max_invalid_answers", "max_labels", b"max_labels", "max_memory_agents", b"max_memory_agents", "max_memory_block_limit", b"max_memory_block_limit", "max_memory_blocks", b"max_memory_blocks", "max_memory_description_bytes", b"max_memory_description_bytes", "max_memory_part_bytes", b"max_memory_part_bytes", "max_model_response_arguments_bytes", b"max_model_response_arguments_bytes", "max_page_size", b"max_page_size", "max_parallel_tool_calls", b"max_parallel_tool_calls", "max_queued_runs", b"max_queued_runs", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_server_tool_result_bytes", b"max_server_tool_result_bytes", "max_summary_prompt_bytes", b"max_summary_prompt_bytes", "max_tool_arguments_bytes", b"max_tool_arguments_bytes", "max_tool_return_bytes", b"max_tool_return_bytes", "max_tool_rules", b"max_tool_rules", "max_tool_schema_bytes", b"max_tool_schema_bytes", "max_tool_schema_depth", b"max_tool_schema_depth"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
