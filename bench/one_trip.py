@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import asyncpg
+
+_LANES = 16
 
 _TABLES = """
     CREATE SCHEMA raw;
@@ -29,15 +33,42 @@ SUBMIT = (
 FINISH = f"WITH {_ADD} {_UPDATE}"
 
 
+class Bodies:
+    """What rows hold, about as long as what the store writes; each message with this text."""
+
+    def __init__(self, text: str) -> None:
+        self.message = json.dumps({"text": text})
+        self.run = json.dumps({"row": "r" * 800})
+        self._event = json.dumps({"event": "e" * 60})
+
+    def added(self, position: int, messages: int, sequence: int, others: int) -> tuple[list[object], ...]:
+        """The columns of messages, and those of an event for each and of other events."""
+        numbers: list[object] = list(range(sequence, sequence + messages + others))
+        bodies: list[object] = [None] * messages + [self._event] * others
+        places: list[object] = list(range(position, position + messages))
+        return (places, [self.message] * messages, numbers, ["kind"] * len(numbers), bodies)
+
+
+@asynccontextmanager
+async def one_trip(url: str, text: str) -> AsyncIterator[OneTrip]:
+    """On this database, with a pool that resets no connection, which would be a second trip for each."""
+    async with asyncpg.create_pool(url, min_size=_LANES, max_size=_LANES, reset=_as_it_is) as pool:
+        raw = OneTrip(pool, text)
+        await raw.prepare()
+        yield raw
+
+
+async def _as_it_is(connection: object) -> None:
+    """Nothing is ever set on it."""
+
+
 class OneTrip:
     """Writes cycles through a pool, each message with this text."""
 
     def __init__(self, pool: asyncpg.Pool[asyncpg.Record], text: str) -> None:
         self._pool = pool
         self._keys = itertools.count(1)
-        self._message = json.dumps({"text": text})
-        self._run = json.dumps({"row": "r" * 800})
-        self._event = json.dumps({"event": "e" * 60})
+        self._bodies = Bodies(text)
 
     async def prepare(self) -> None:
         """Makes the tables anew."""
@@ -47,16 +78,9 @@ class OneTrip:
 
     async def cycle(self) -> None:
         """The same rows as a cycle of the store, about as long."""
-        key = next(self._keys)
-        call = (f"call_{key}", self._message)
-        await self._pool.execute(START, key, *self._added(1, 1, 1, 2), "running", 1, self._run)
-        await self._pool.execute(PAUSE, key, *self._added(2, 2, 4, 1), "paused", 0, self._run, "running", *call)
-        await self._pool.execute(SUBMIT, key, *self._added(4, 1, 7, 2), "running", 1, self._run, "paused", *call)
-        await self._pool.execute(FINISH, key, *self._added(5, 1, 10, 2), "completed", 0, self._run, "running")
-
-    def _added(self, position: int, messages: int, sequence: int, others: int) -> tuple[list[object], ...]:
-        """Messages with an event each, and other events."""
-        numbers: list[object] = list(range(sequence, sequence + messages + others))
-        bodies: list[object] = [None] * messages + [self._event] * others
-        places: list[object] = list(range(position, position + messages))
-        return (places, [self._message] * messages, numbers, ["kind"] * len(numbers), bodies)
+        key, message, run, added = next(self._keys), self._bodies.message, self._bodies.run, self._bodies.added
+        call = (f"call_{key}", message)
+        await self._pool.execute(START, key, *added(1, 1, 1, 2), "running", 1, run)
+        await self._pool.execute(PAUSE, key, *added(2, 2, 4, 1), "paused", 0, run, "running", *call)
+        await self._pool.execute(SUBMIT, key, *added(4, 1, 7, 2), "running", 1, run, "paused", *call)
+        await self._pool.execute(FINISH, key, *added(5, 1, 10, 2), "completed", 0, run, "running")

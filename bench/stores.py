@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import asyncpg
-
 from agent_service.domain.moves import record_answer
 from agent_service.domain.run import Claim
 from agent_service.domain.submit import submit
@@ -28,7 +26,7 @@ from agent_service.stores import postgres_batches
 from agent_service.stores.postgres import PostgresStore
 from agent_service.stores.sqlite import SqliteStore
 from bench.machine import Used, database
-from bench.one_trip import OneTrip
+from bench.one_trip import one_trip
 from tests.postgres import Postgres
 from tests.store_contract import SECOND, TENANT, client, new_run, returns, step, submitted
 
@@ -103,9 +101,7 @@ async def measure_all(cycles: int, callers: list[int]) -> None:
                 store = await PostgresStore.open(server.url, publish=_ignored, new_id=new_id, connections=20)
                 print(await measure(name, partial(cycle, store), count, share, server))
                 await store.close()
-            async with asyncpg.create_pool(server.url, min_size=16, max_size=16) as pool:
-                raw = OneTrip(pool, TEXT)
-                await raw.prepare()
+            async with one_trip(server.url, TEXT) as raw:
                 print(await measure("raw, one trip each", raw.cycle, count, share, server))
 
 

