@@ -7,12 +7,11 @@ from typing import Any
 import asyncpg
 import pytest
 
-from agent_service.domain.run import MemoryPlan
+from agent_service.stores.postgres_database import SCHEMA_VERSION
+from tests.older import SCHEMAS, check_resumes
 from tests.postgres import Postgres
-from tests.registry_contract import ALL
-from tests.registry_contract import opened as with_registry
 from tests.store_contract import client, lived_in, opened, repeatable
-from tests.stored import SCHEMA, edit, emptied, everything, rows
+from tests.stored import SCHEMA, emptied, everything, rows
 
 pytestmark = pytest.mark.anyio
 
@@ -135,26 +134,34 @@ async def test_a_model_answer_with_a_call_id_of_another_run_is_not_stored(url: s
         assert (await kept.run("run_4")).steps_taken == 1
 
 
-async def test_a_database_of_the_version_before_is_brought_to_the_schema(url: str) -> None:
-    """It gets the schema of a new one; runs that are there go on, without a plan, and new ones may have one."""
-    async with with_registry(url) as kept:
-        await kept.start("run_1")
-    present = await _described(url)
-    await edit(
-        url,
-        "DROP TABLE memory_work, memory_blocks",
-        "DROP INDEX runs_of_parent",
-        "ALTER TABLE runs DROP COLUMN parent_run_id",
-        "UPDATE schema_version SET version = 1",
-    )
-    assert await _described(url) != present
-    async with with_registry(url) as kept:
+VERSIONS = range(1, SCHEMA_VERSION)
+
+
+async def restore(url: str, version: int) -> None:
+    """Makes the database that a program of that schema left."""
+    await sql(url, f"DROP SCHEMA {SCHEMA} CASCADE", (SCHEMAS / "postgres" / f"{version}.sql").read_text())
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_an_older_database_is_brought_to_the_schema(url: str, version: int) -> None:
+    """It has what a new one has, and keeps what it had."""
+    async with opened(url):
+        present = await _described(url)
+    await restore(url, version)
+    before = await everything(url)
+    async with opened(url):
         assert await _described(url) == present
-        await kept.answer("run_1", text="Done.")
-        assert await kept.store.memory_work(ALL) == ()
-        await kept.completed("run_2", "conv_run_1", memory_plan=MemoryPlan(("keeper",), 1))
-        (due,) = await kept.store.memory_work(ALL)
-        assert due.work.due_position == 4
+    now = await everything(url)
+    for table in before.keys() - {"schema_version"}:
+        assert all(row[: len(old)] == old for row, old in zip(now[table], before[table], strict=True)), table
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_run_that_an_older_program_paused_is_resumed(url: str, version: int) -> None:
+    """What it knows, it knows still; what it waits for can be sent."""
+    await restore(url, version)
+    first, second = [row[0] for row in await rows(url, "SELECT tool_call_id FROM calls ORDER BY state DESC")]
+    await check_resumes(url, first, second)
 
 
 async def _described(url: str) -> list[tuple[Any, ...]]:

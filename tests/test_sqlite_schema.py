@@ -10,14 +10,10 @@ import pytest
 
 from agent_service.stores.errors import SchemaError
 from agent_service.stores.sqlite_thread import SCHEMA_VERSION, open_database
-from tests.scripted_openai import ScriptedOpenAI, says
-from tests.service import returned, serving
+from tests.older import SCHEMAS, check_resumes
 from tests.store_contract import client, lived_in, opened, returns
 
 pytestmark = pytest.mark.anyio
-
-_SCHEMAS = Path(__file__).parent / "schemas"
-"""Dumps of files as older programs left them, by the version of their schema."""
 
 _BEGUN = "'run_started', NULL, 1, '{}'"
 _FINAL = """'run_stopped', NULL, 1, '{"final":true}'"""
@@ -191,7 +187,7 @@ async def test_known_outcomes_are_received_again_after_the_end_of_the_run(path: 
 def restore(path: Path, version: int, *more: str) -> None:
     """Makes the file that a program of that schema left, with more statements applied."""
     with closing(sqlite3.connect(path)) as db:
-        db.executescript((_SCHEMAS / f"{version}.sql").read_text())
+        db.executescript((SCHEMAS / f"{version}.sql").read_text())
         for statement in more:
             db.execute(statement)
         db.commit()
@@ -218,27 +214,10 @@ def test_an_older_file_gets_the_schema_of_a_new_one(path: Path, version: int) ->
 
 @pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
 async def test_a_run_that_an_older_program_paused_is_resumed(path: Path, version: int) -> None:
-    """Its receipt is known, the call it waits for is answered, and the model sees the whole conversation."""
+    """What it knows, it knows still; what it waits for can be sent."""
     restore(path, version)
     first, second = (str(row[0]) for row in sql(path, "SELECT tool_call_id FROM calls ORDER BY state DESC"))
-    async with (
-        ScriptedOpenAI([says("ALPHA-7 and BETA-8.")]) as upstream,
-        serving(upstream, str(path)) as service,
-    ):
-        again = await service.answer("run_paused", returned(first, "ALPHA-7"), request_id="req_1")
-        assert [call.tool_call_id for call in again.run.pending_tool_calls] == [second]
-        done = await service.answer("run_paused", returned(second, "BETA-8"))
-        assert done.messages[-1].assistant.text == "ALPHA-7 and BETA-8."
-    (request,) = upstream.requests
-    sent = [(message["role"], message.get("content")) for message in request.messages]
-    assert sent[1:] == [
-        ("user", "Hello."),
-        ("assistant", "Hello, I am here."),
-        ("user", "The codes of Alice and Bob?"),
-        ("assistant", None),
-        ("tool", "ALPHA-7"),
-        ("tool", "BETA-8"),
-    ]
+    await check_resumes(str(path), first, second)
 
 
 def test_a_file_that_cannot_be_brought_to_the_schema_is_left_as_it_was(path: Path) -> None:
