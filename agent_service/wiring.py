@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -38,6 +37,7 @@ from agent_service.mcp_file import read_mcp_servers
 from agent_service.models.endpoint import Timeouts
 from agent_service.models.openai_chat import OpenAIChatModel
 from agent_service.settings import Settings
+from agent_service.signals import StopSignals
 from agent_service.stores.memory import MemoryStore
 from agent_service.stores.memory_registry import MemoryRegistry
 from agent_service.stores.sqlite import SqliteStore
@@ -206,17 +206,23 @@ async def _make_blocks(registry: Registry, blocks: tuple[MemoryBlock, ...]) -> N
 
 
 @asynccontextmanager
-async def service(settings: Settings, endpoint: Endpoint) -> AsyncIterator[Server]:
-    """A running server on this store and model; stops cleanly at the end of the block.
+async def service(
+    settings: Settings, endpoint: Endpoint, hurried: asyncio.Event | None = None
+) -> AsyncIterator[Server]:
+    """A running server on this store and model; stops cleanly at the end of the block, without further patience once
+    `hurried` is set.
 
     Raises SettingsError, StartError, SchemaError, ToolLoadError or BindError.
     """
-    async with _server_tools(settings) as tools, _service(settings, endpoint, tools) as server:
+    hurried = hurried or asyncio.Event()
+    async with _server_tools(settings) as tools, _service(settings, endpoint, tools, hurried) as server:
         yield server
 
 
 @asynccontextmanager
-async def _service(settings: Settings, endpoint: Endpoint, tools: _Tools) -> AsyncIterator[Server]:
+async def _service(
+    settings: Settings, endpoint: Endpoint, tools: _Tools, hurried: asyncio.Event
+) -> AsyncIterator[Server]:
     window = settings.context_window_tokens or settings.limits.context_window_tokens
     limits = replace(settings.limits, context_window_tokens=window)
     hub = Hub(limits.watcher_queue_events)
@@ -262,29 +268,29 @@ async def _service(settings: Settings, endpoint: Endpoint, tools: _Tools) -> Asy
             try:
                 yield server
             finally:
-                await server.stop(lambda: runs.shut_down(settings.grace_seconds), _STOP_SECONDS)
+                await server.stop(lambda: runs.shut_down(settings.grace_seconds, hurried), _STOP_SECONDS)
     finally:
         await store.close()
 
 
 async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
     """Serves until SIGTERM or SIGINT; `ready` is told the address."""
-    async with model_endpoint(settings) as endpoint, service(settings, endpoint) as server:
-        address = settings.model_copy(update={"port": server.port}).address
-        log.info(
-            "serving",
-            pid=os.getpid(),
-            address=address,
-            store=settings.store_shown,
-            model=endpoint.name,
-            endpoint=endpoint.where,
-        )
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        ready(address)
-        await stop.wait()
-        log.info("stopping", grace_seconds=settings.grace_seconds)
+    signals = StopSignals(patient=settings.worker)
+    with signals.while_starting():
+        async with model_endpoint(settings) as endpoint, service(settings, endpoint, signals.hurried) as server:
+            signals.started()
+            address = settings.model_copy(update={"port": server.port}).address
+            log.info(
+                "serving",
+                pid=os.getpid(),
+                address=address,
+                store=settings.store_shown,
+                model=endpoint.name,
+                endpoint=endpoint.where,
+            )
+            ready(address)
+            await signals.asked.wait()
+            log.info("stopping", grace_seconds=settings.grace_seconds)
     log.info("stopped")
 
 

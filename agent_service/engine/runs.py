@@ -224,10 +224,11 @@ class Runs:
         messages = change.messages if change else ()
         return await self._built(tenant, submitted.snapshot, pinned, messages)
 
-    async def shut_down(self, grace: float) -> None:
-        """Takes nothing new, gives runs `grace` seconds, then leaves them to other processes or to the next start."""
+    async def shut_down(self, grace: float, hurried: asyncio.Event | None = None) -> None:
+        """Takes nothing new, gives runs `grace` seconds, or until `hurried` is set, then leaves them to other processes
+        or to the next start."""
         self._accepting = False
-        await self._supervisor.settle(grace)
+        await self._supervisor.settle_or(hurried or asyncio.Event(), grace)
         self._working = False
         left = self.leases.held
         for claim in left:

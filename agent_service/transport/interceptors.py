@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -33,6 +33,26 @@ class Guard(grpc.aio.ServerInterceptor):
     def __init__(self, max_request_bytes: int, stall_seconds: float) -> None:
         self._max_request_bytes = max_request_bytes
         self._stall_seconds = stall_seconds
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self, seconds: float) -> None:
+        """Waits until no call is under way, at most so long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+
+    @contextmanager
+    def _under_way(self) -> Iterator[None]:
+        self._calls += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
 
     async def intercept_service(
         self,
@@ -59,24 +79,26 @@ class Guard(grpc.aio.ServerInterceptor):
     def _unary(self, method: str, inner: Any) -> Any:
         async def handle(request: Message | None, context: Context) -> Any:
             response = None
-            async with _Call(method, context) as call:
-                self._check(request)
-                response = await inner(request, context)
-            if call.status is not None:
-                await context.abort_with_status(call.status)
+            with self._under_way():
+                async with _Call(method, context) as call:
+                    self._check(request)
+                    response = await inner(request, context)
+                if call.status is not None:
+                    await context.abort_with_status(call.status)
             return response
 
         return handle
 
     def _streaming(self, method: str, inner: Any) -> Any:
         async def handle(request: Message | None, context: Context) -> None:
-            async with _Call(method, context) as call:
-                self._check(request)
-                async with aclosing(inner(request, context)) as responses:
-                    async for response in responses:
-                        await self._write(context, response)
-            if call.status is not None:
-                await context.abort_with_status(call.status)
+            with self._under_way():
+                async with _Call(method, context) as call:
+                    self._check(request)
+                    async with aclosing(inner(request, context)) as responses:
+                        async for response in responses:
+                            await self._write(context, response)
+                if call.status is not None:
+                    await context.abort_with_status(call.status)
 
         return handle
 
