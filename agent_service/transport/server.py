@@ -77,7 +77,7 @@ class Server:
         stall_seconds: float = 60.0,
         max_connection_age_seconds: float = 0.0,
     ) -> None:
-        self._guard = Guard(limits.max_request_bytes, stall_seconds)
+        self._guard = Guard(limits.max_request_bytes, stall_seconds, runs.parts.telemetry)
         self._server = grpc.aio.server(
             interceptors=[self._guard],
             options=[*_options(limits, share_port), *_connection_age(max_connection_age_seconds)],
