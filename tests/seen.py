@@ -59,6 +59,16 @@ def context(span: ReadableSpan) -> SpanContext:
     return span.context
 
 
+def ids(span: ReadableSpan) -> tuple[int, int]:
+    """The same as numbers, however they came here."""
+    return context(span).trace_id, context(span).span_id
+
+
+def linked(span: ReadableSpan) -> list[tuple[int, int]]:
+    """Which other ones it refers to."""
+    return [(link.context.trace_id, link.context.span_id) for link in span.links]
+
+
 def is_child(span: ReadableSpan, parent: ReadableSpan) -> bool:
     """Whether it is a part of the other one."""
     return span.parent is not None and span.parent.span_id == context(parent).span_id
@@ -66,4 +76,4 @@ def is_child(span: ReadableSpan, parent: ReadableSpan) -> bool:
 
 def traceparent(span: SpanContext) -> str:
     """As it is sent on."""
-    return f"00-{span.trace_id:032x}-{span.span_id:016x}-01"
+    return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
