@@ -52,8 +52,10 @@ async def serve_workers(settings: Settings, flags: list[str], ready: Callable[[s
             with _reserved(settings.host, settings.port) as port:
                 command = [*_program(), "serve", *flags, f"--port={port}", "--workers=1"]
                 environment = os.environ | model | {"AGENT_SERVICE_WORKER": "true"}
+                patience = settings.grace_seconds + STOP_SECONDS
                 workers = [
-                    Worker(command, environment, settings.grace_seconds + STOP_SECONDS) for _ in range(settings.workers)
+                    Worker(command, environment | _metrics_environment(settings, index), patience)
+                    for index in range(settings.workers)
                 ]
                 async with _stopped_at_the_end(workers, signals):
                     # One before the others: what cannot work is said once, and the file is made by one.
@@ -205,6 +207,12 @@ async def _model_environment(settings: Settings) -> AsyncIterator[dict[str, str]
             "AGENT_SERVICE_ANSWERS_AFTER_RETURN": "true",
             "AGENT_SERVICE_MODEL_KEEP_ALIVE": "false",
         }
+
+
+def _metrics_environment(settings: Settings, index: int) -> dict[str, str]:
+    """Each worker has a page of metrics of its own, at the next port."""
+    host, _, port = settings.metrics_address.rpartition(":")
+    return {"AGENT_SERVICE_METRICS_ADDRESS": f"{host}:{int(port) + index}"} if int(port or "0") else {}
 
 
 @contextmanager
