@@ -123,8 +123,8 @@ class Settings(BaseSettings):
     metrics_address: str = Field(
         "",
         pattern=r"^(\S*:\d{1,5})?$",
-        description="Address to serve metrics for Prometheus on, such as 127.0.0.1:9464, or :9464 for loopback; several "
-        "workers take as many ports from there on. Empty means none.",
+        description="Address to serve metrics for Prometheus on, such as 127.0.0.1:9464 or, for loopback, :9464; each "
+        "worker takes the next port. Empty means none.",
     )
     limits: Annotated[Limits, NoDecode] = Field(default_factory=Limits, description="Sizes and counts; as JSON.")
 
