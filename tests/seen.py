@@ -42,6 +42,7 @@ class Seen:
     def metrics(self) -> dict[str, list[NumberDataPoint | HistogramDataPoint]]:
         """All values so far, by the name of their metric."""
         data = self._metrics.get_metrics_data()
+        assert data is not None
         found = [metric for each in data.resource_metrics for scope in each.scope_metrics for metric in scope.metrics]
         return {metric.name: list(metric.data.data_points) for metric in found}  # type: ignore[arg-type]  # no exponential ones here
 
@@ -55,8 +56,7 @@ class Seen:
 
 def context(span: ReadableSpan) -> SpanContext:
     """Trace and span id."""
-    assert span.context is not None
-    return span.context
+    return span.get_span_context()
 
 
 def ids(span: ReadableSpan) -> tuple[int, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +14,7 @@ from agent_service.domain.draft import Draft
 from agent_service.domain.errors import AgentServiceError, StaleClaimError
 from agent_service.domain.run import Claim
 from agent_service.domain.tool import ToolSchema
+from agent_service.domain.values import replace
 from agent_service.engine.model import AnswerSink, BuiltRequest, ModelAnswer, ModelClient, ModelError
 from agent_service.engine.store import Move, RunStore
 from agent_service.engine.tools import ServerTools, ToolContext, ToolOutput
