@@ -56,7 +56,9 @@ class Seen:
 
 def context(span: ReadableSpan) -> SpanContext:
     """Trace and span id."""
-    return span.get_span_context()
+    found = span.get_span_context()
+    assert found is not None
+    return found
 
 
 def ids(span: ReadableSpan) -> tuple[int, int]:
