@@ -94,8 +94,9 @@ async def model_endpoint(settings: Settings, telemetry: Telemetry = NO_TELEMETRY
         yield endpoint
 
 
-async def _external(settings: Settings, telemetry: Telemetry) -> Endpoint:
-    client = OpenAIChatModel(
+def model_client(settings: Settings, telemetry: Telemetry = NO_TELEMETRY) -> ModelClient:
+    """A client of the endpoint named in the settings."""
+    return OpenAIChatModel(
         base_url=settings.openai_base_url or None,
         api_key=settings.openai_api_key.get_secret_value(),
         tool_mode=settings.tool_mode,
@@ -105,6 +106,10 @@ async def _external(settings: Settings, telemetry: Telemetry) -> Endpoint:
         timeouts=Timeouts(settings.model_connect_seconds, settings.model_silence_seconds),
         trace_headers=telemetry.headers,
     )
+
+
+async def _external(settings: Settings, telemetry: Telemetry) -> Endpoint:
+    client = model_client(settings, telemetry)
     where = settings.openai_base_url or "OpenAI's endpoint"
     return Endpoint(client, settings.model or await _only_model(client, where), where)
 

@@ -35,7 +35,7 @@ BUSY_SECONDS = 5.0
 MAX_BATCH = 64
 """At most so many writes are committed together; keeps the lock short."""
 _MINIMUM_SQLITE = (3, 37, 0)
-_APPLICATION_ID = 0x61677270
+APPLICATION_ID = 0x61677270
 """Marks a file as ours: other programs number their schemas from 1, too."""
 
 
@@ -85,7 +85,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (objects,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    if application != _APPLICATION_ID and (application or version or objects):
+    if application != APPLICATION_ID and (application or version or objects):
         connection.execute("ROLLBACK")
         raise SchemaError(f"the store {path} is a database of something else; name another file")
     if version > SCHEMA_VERSION:
@@ -97,7 +97,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
         for number in range(version + 1, SCHEMA_VERSION + 1):
             for statement in _statements(number):
                 connection.execute(statement)
-        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     connection.execute("COMMIT")
 
