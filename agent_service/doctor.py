@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from agent_service.agents_file import read_agents
+from agent_service.agents_file import read_agents, read_memory_blocks
 from agent_service.engine.model import ModelError
 from agent_service.local_model import LocalModelMissingError, find_local_model
 from agent_service.mcp_file import read_mcp_servers
@@ -107,12 +107,15 @@ def _agents_file(settings: Settings) -> Finding:
         names = ()
     try:
         agents, _ = read_agents(path, names)
+        blocks = read_memory_blocks(path, settings.limits)
         servers = read_mcp_servers(path, names, settings.tool_timeout_seconds)
     except SettingsError as error:
         return Finding("agents file", Level.PROBLEM, str(error), "correct the file where it says")
     if servers and importlib.util.find_spec("mcp") is None:
         return Finding("agents file", Level.PROBLEM, "MCP servers need a package", "install agent-service[mcp]")
-    return Finding("agents file", Level.OK, f"{len(agents)} agents, {len(servers)} MCP servers")
+    return Finding(
+        "agents file", Level.OK, f"{len(agents)} agents, {len(blocks)} memory blocks, {len(servers)} MCP servers"
+    )
 
 
 async def _store(settings: Settings) -> AsyncIterator[Finding]:

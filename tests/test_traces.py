@@ -12,6 +12,7 @@ from agentrpc.v1 import runs_pb2
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 
+from tests.blocks import appends, make, remembering, value
 from tests.mcp_desk import Journal, running
 from tests.scripted_openai import Usage, calls, fails, says, silent
 from tests.seen import Seen, context, ids, is_child, linked, traceparent
@@ -172,3 +173,17 @@ async def test_where_it_is_off_nothing_is_sent_or_kept(store: str) -> None:
     async with scripted([says("Hello.")], store) as (client, upstream):
         await client.agent.Step(step("Hi"), metadata=(("traceparent", CALLER),))
         assert "traceparent" not in upstream.requests[0].headers
+
+
+async def test_memory_is_edited_as_where_nobody_looks_on(store: str) -> None:
+    """An edit is stored with the run; the work on it goes on in the same span."""
+    seen = Seen()
+    async with scripted([appends("human", "Likes tea."), says("Noted.")], store, telemetry=seen.telemetry) as (
+        client,
+        _,
+    ):
+        await make(client, "human", "Name: Ada.")
+        await remembering(client, "human")
+        assert (await client.ask("I like tea.", agent_id="keeper")).run.status == runs_pb2.RUN_STATUS_COMPLETED
+        assert await value(client, "human") == "Name: Ada.\nLikes tea."
+    assert all(is_child(span, seen.the("invoke_agent keeper")) for span in seen.named("chat scripted-model"))

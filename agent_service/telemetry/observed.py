@@ -197,7 +197,7 @@ class ObservedStore:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    async def owner_move(self, claim: Claim, move: Move[T]) -> T:
+    async def owner_move(self, claim: Claim, move: Move[T], **more: Any) -> T:
         """See RunStore."""
         stretch = self._telemetry.present
         kept = stretch.trace_context if stretch is not None else ""
@@ -208,7 +208,7 @@ class ObservedStore:
             return move(draft)
 
         with self._measuring("owner_move"):
-            return await self._store.owner_move(claim, traced)
+            return await self._store.owner_move(claim, traced, **more)
 
     def _measured(self, name: str, write: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
         @wraps(write)
