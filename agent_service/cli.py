@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command; the exit code is 0 for success, 1 for what went wrong, 2 for bad usage."""
     arguments = vars(_parser().parse_args(argv))
     command = arguments.pop("command")
-    if command in ("serve", "demo") and importlib.util.find_spec("pydantic_settings") is None:
+    if command in ("serve", "doctor", "demo") and importlib.util.find_spec("pydantic_settings") is None:
         return _fail("this needs the server; install it: pip install 'agent-service[server]'")
     if command == "demo":
         from agent_service.demo import run_demo
