@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command; the exit code is 0 for success, 1 for what went wrong, 2 for bad usage."""
     arguments = vars(_parser().parse_args(argv))
     command = arguments.pop("command")
-    if command in ("serve", "demo") and importlib.util.find_spec("pydantic_settings") is None:
+    if command in ("serve", "doctor", "demo") and importlib.util.find_spec("pydantic_settings") is None:
         return _fail("this needs the server; install it: pip install 'agent-service[server]'")
     if command == "demo":
         from agent_service.demo import run_demo
@@ -32,6 +32,10 @@ def main(argv: list[str] | None = None) -> int:
         from agent_service.chat import run_chat
 
         return run_chat(**arguments)
+    if command == "doctor":
+        from agent_service.doctor import run_doctor
+
+        return run_doctor(**arguments)
     if command in ("runs", "inbox"):
         from agent_service.console import run_console
 
@@ -50,6 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     about = "Runs the service until it is told to stop."
     _add_serve_flags(commands.add_parser("serve", help="run the service", description=about))
+    about = "Looks at what `serve` with the same flags would need; changes nothing. Exit code 1 if there is a problem."
+    doctor = commands.add_parser("doctor", help="say what is amiss before the service is started", description=about)
+    _add_serve_flags(doctor)
+    doctor.add_argument("--json", dest="as_json", action="store_true", help="one JSON object a line")
     chat = commands.add_parser("chat", help="talk to an agent in the terminal")
     chat.add_argument("--target", default="127.0.0.1:50051", help="address of the service (127.0.0.1:50051)")
     chat.add_argument("--agent", default="", help="id of the agent (the server's default)")

@@ -114,6 +114,18 @@ class Settings(BaseSettings):
     reflection: bool = Field(True, description="Serve gRPC reflection.")
     log_level: str = Field("info", pattern="(?i)^(debug|info|warning|error)$", description="Least level to log.")
     log_format: LogFormat = Field(LogFormat.AUTO, description="'console', 'json', or 'auto' by the terminal.")
+    otlp_endpoint: str = Field(
+        "",
+        pattern=r"^(https?://\S+)?$",
+        description="URL of an OpenTelemetry collector (OTLP over HTTP), such as http://127.0.0.1:4318, for traces and "
+        "metrics; empty means none.",
+    )
+    metrics_address: str = Field(
+        "",
+        pattern=r"^(\S*:\d{1,5})?$",
+        description="Address to serve metrics for Prometheus on, such as 127.0.0.1:9464 or, for loopback, :9464; each "
+        "worker takes the next port. Empty means none.",
+    )
     limits: Annotated[Limits, NoDecode] = Field(default_factory=Limits, description="Sizes and counts; as JSON.")
 
     @field_validator("tools", mode="before")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -29,8 +28,9 @@ from agent_service.engine.memory_tools import MEMORY_TOOLS
 from agent_service.engine.model import ModelClient, ModelError, ToolMode
 from agent_service.engine.registry import Registry
 from agent_service.engine.runs import Runs
-from agent_service.engine.store import Publish, RunStore
+from agent_service.engine.store import Committed, Publish, RunStore
 from agent_service.engine.supervisor import Supervisor
+from agent_service.engine.telemetry import NO_TELEMETRY, Telemetry
 from agent_service.engine.tools import ServerTools
 from agent_service.engine.upkeep import Upkeep
 from agent_service.local_model import run_local_model
@@ -38,6 +38,7 @@ from agent_service.mcp_file import read_mcp_servers
 from agent_service.models.endpoint import Timeouts
 from agent_service.models.openai_chat import OpenAIChatModel
 from agent_service.settings import Settings
+from agent_service.signals import StopSignals
 from agent_service.stores.memory import MemoryStore
 from agent_service.stores.memory_registry import MemoryRegistry
 from agent_service.stores.sqlite import SqliteStore
@@ -71,14 +72,14 @@ def new_id(prefix: str) -> str:
 
 
 @asynccontextmanager
-async def model_endpoint(settings: Settings) -> AsyncIterator[Endpoint]:
+async def model_endpoint(settings: Settings, telemetry: Telemetry = NO_TELEMETRY) -> AsyncIterator[Endpoint]:
     """The endpoint named in the settings, or else the bundled local model, started for as long as this lasts.
 
     Raises StartError, LocalModelMissingError or LocalModelFailedError.
     """
     async with AsyncExitStack() as stack:
         if settings.external_model:
-            endpoint = await _external(settings)
+            endpoint = await _external(settings, telemetry)
         else:
             local = await stack.enter_async_context(run_local_model())
             client = OpenAIChatModel(
@@ -93,8 +94,9 @@ async def model_endpoint(settings: Settings) -> AsyncIterator[Endpoint]:
         yield endpoint
 
 
-async def _external(settings: Settings) -> Endpoint:
-    client = OpenAIChatModel(
+def model_client(settings: Settings, telemetry: Telemetry = NO_TELEMETRY) -> ModelClient:
+    """A client of the endpoint named in the settings."""
+    return OpenAIChatModel(
         base_url=settings.openai_base_url or None,
         api_key=settings.openai_api_key.get_secret_value(),
         tool_mode=settings.tool_mode,
@@ -102,7 +104,12 @@ async def _external(settings: Settings) -> Endpoint:
         keep_alive=settings.model_keep_alive,
         max_retries=settings.model_max_retries,
         timeouts=Timeouts(settings.model_connect_seconds, settings.model_silence_seconds),
+        trace_headers=telemetry.headers,
     )
+
+
+async def _external(settings: Settings, telemetry: Telemetry) -> Endpoint:
+    client = model_client(settings, telemetry)
     where = settings.openai_base_url or "OpenAI's endpoint"
     return Endpoint(client, settings.model or await _only_model(client, where), where)
 
@@ -122,7 +129,7 @@ async def _only_model(client: ModelClient, where: str) -> str:
     return models[0]
 
 
-async def _open_store(settings: Settings, publish: Publish) -> tuple[RunStore, Registry]:
+async def _open_store(settings: Settings, publish: Publish, committed: Committed | None) -> tuple[RunStore, Registry]:
     if settings.store_url is not None:
         # Imported only where it is used, because that takes a while.
         from agent_service.stores.postgres import PostgresStore
@@ -134,6 +141,7 @@ async def _open_store(settings: Settings, publish: Publish) -> tuple[RunStore, R
             new_id=new_id,
             busy_seconds=settings.store_busy_seconds,
             connections=settings.store_connections,
+            committed=committed,
         )
         return postgres, PostgresRegistry(postgres)
     path = settings.store_path
@@ -141,7 +149,12 @@ async def _open_store(settings: Settings, publish: Publish) -> tuple[RunStore, R
         memory = MemoryStore(publish=publish, clock=time.time_ns, new_id=new_id)
         return memory, MemoryRegistry(memory, time.time_ns)
     sqlite = SqliteStore(
-        path, publish=publish, clock=time.time_ns, new_id=new_id, busy_seconds=settings.store_busy_seconds
+        path,
+        publish=publish,
+        clock=time.time_ns,
+        new_id=new_id,
+        busy_seconds=settings.store_busy_seconds,
+        committed=committed,
     )
     return sqlite, SqliteRegistry(sqlite, time.time_ns)
 
@@ -155,13 +168,13 @@ class _Tools:
 
 
 @asynccontextmanager
-async def _server_tools(settings: Settings) -> AsyncIterator[_Tools]:
+async def _server_tools(settings: Settings, telemetry: Telemetry) -> AsyncIterator[_Tools]:
     """Python functions and, if there are any, the tools of MCP servers, connected for as long as this lasts."""
     limits, timeout = settings.limits, settings.tool_timeout_seconds
     python = load_tools(settings.tools, max_result_bytes=limits.max_server_tool_result_bytes, default_timeout=timeout)
     servers = read_mcp_servers(settings.agents_file, python.names, timeout) if settings.agents_file else ()
     if not servers:
-        yield _Tools(python, python.names)
+        yield _Tools(telemetry.tools(python), python.names)
         return
     try:
         # Here, as it takes half a second, which only those pay who have MCP servers.
@@ -171,9 +184,9 @@ async def _server_tools(settings: Settings) -> AsyncIterator[_Tools]:
             f"mcp_servers.{servers[0].name}",
             f"the package '{error.name}' is not installed; install agent-service[mcp]",
         ) from error
-    mcp = McpTools(servers, limits)
+    mcp = McpTools([replace(server, trace_headers=telemetry.headers) for server in servers], limits)
     async with mcp.connected():
-        yield _Tools(JoinedTools(python, mcp), python.names)
+        yield _Tools(telemetry.tools(JoinedTools(python, mcp)), python.names)
 
 
 def _configured_agents(settings: Settings, tools: _Tools) -> tuple[AgentDefinition, ...]:
@@ -206,17 +219,29 @@ async def _make_blocks(registry: Registry, blocks: tuple[MemoryBlock, ...]) -> N
 
 
 @asynccontextmanager
-async def service(settings: Settings, endpoint: Endpoint) -> AsyncIterator[Server]:
-    """A running server on this store and model; stops cleanly at the end of the block.
+async def service(
+    settings: Settings,
+    endpoint: Endpoint,
+    hurried: asyncio.Event | None = None,
+    telemetry: Telemetry = NO_TELEMETRY,
+) -> AsyncIterator[Server]:
+    """A running server on this store and model; stops cleanly at the end of the block, without further patience once
+    `hurried` is set.
 
     Raises SettingsError, StartError, SchemaError, ToolLoadError or BindError.
     """
-    async with _server_tools(settings) as tools, _service(settings, endpoint, tools) as server:
+    hurried = hurried or asyncio.Event()
+    async with (
+        _server_tools(settings, telemetry) as tools,
+        _service(settings, endpoint, tools, hurried, telemetry) as server,
+    ):
         yield server
 
 
 @asynccontextmanager
-async def _service(settings: Settings, endpoint: Endpoint, tools: _Tools) -> AsyncIterator[Server]:
+async def _service(
+    settings: Settings, endpoint: Endpoint, tools: _Tools, hurried: asyncio.Event, telemetry: Telemetry
+) -> AsyncIterator[Server]:
     window = settings.context_window_tokens or settings.limits.context_window_tokens
     limits = replace(settings.limits, context_window_tokens=window)
     hub = Hub(limits.watcher_queue_events)
@@ -229,12 +254,14 @@ async def _service(settings: Settings, endpoint: Endpoint, tools: _Tools) -> Asy
 
     configured = _configured_agents(settings, tools)
     blocks = read_memory_blocks(settings.agents_file, limits) if settings.agents_file else ()
-    store, registry = await _open_store(settings, publish)
+    opened, registry = await _open_store(settings, publish, telemetry.committed)
+    store = telemetry.store(opened)
     try:
         await _make_blocks(registry, blocks)
         contexts = Contexts(store, limits.context_cache_bytes)
         observers.append(contexts.observe)
-        parts = Parts(store, hub, contexts, {endpoint.client.name: endpoint.client}, tools.all, limits, new_id)
+        models = {endpoint.client.name: telemetry.model(endpoint.client)}
+        parts = Parts(store, hub, contexts, models, tools.all, limits, new_id, telemetry)
         owner = Owner(new_id("process"), int(settings.lease_seconds * 1e9))
         supervisor = Supervisor(_crashed)
         runs = Runs(parts, supervisor, owner=owner, heartbeat=settings.heartbeat_seconds)
@@ -255,36 +282,71 @@ async def _service(settings: Settings, endpoint: Endpoint, tools: _Tools) -> Asy
             stall_seconds=settings.stall_seconds,
             max_connection_age_seconds=settings.max_connection_age_seconds,
         )
-        observers.extend((runs.observe, inbox.observe))
-        retention = int(settings.event_retention_seconds * 1e9)
-        async with Upkeep(runs, memory_runs, retention).going_on():
+        observers.extend((runs.observe, inbox.observe, telemetry.observe))
+        _add_gauges(telemetry, runs)
+        upkeep = Upkeep(runs, memory_runs, int(settings.event_retention_seconds * 1e9))
+        async with upkeep.going_on(), telemetry.going_on(store):
             await server.start()
             try:
                 yield server
             finally:
-                await server.stop(lambda: runs.shut_down(settings.grace_seconds), _STOP_SECONDS)
+                await server.stop(lambda: runs.shut_down(settings.grace_seconds, hurried), _STOP_SECONDS)
     finally:
         await store.close()
 
 
+def _add_gauges(telemetry: Telemetry, runs: Runs) -> None:
+    store, hub = runs.parts.store, runs.parts.hub
+    telemetry.gauge("agent_service.run.active", lambda: len(runs.leases.held))
+    telemetry.gauge("agent_service.store.queue", lambda: store.queued)
+    telemetry.gauge("agent_service.watcher.open", lambda: len(hub.queues))
+    telemetry.gauge("agent_service.watcher.lag", lambda: max(hub.queues, default=0))
+    telemetry.gauge("agent_service.watcher.overruns", lambda: hub.overruns)
+
+
+@asynccontextmanager
+async def _telemetry(settings: Settings, owner: str) -> AsyncIterator[Telemetry]:
+    """Traces and metrics, if an address for either is set. Raises StartError."""
+    if not (settings.otlp_endpoint or settings.metrics_address):
+        yield NO_TELEMETRY
+        return
+    try:
+        # Here, as it takes a while, and is not there unless it was asked for.
+        from agent_service.telemetry.export import ExportError, exported
+    except ModuleNotFoundError as error:
+        raise StartError(
+            f"traces and metrics need the package '{error.name}'; install agent-service[telemetry], "
+            "or unset AGENT_SERVICE_OTLP_ENDPOINT and AGENT_SERVICE_METRICS_ADDRESS"
+        ) from error
+    try:
+        async with exported(settings.otlp_endpoint, settings.metrics_address, owner) as telemetry:
+            yield telemetry
+    except ExportError as error:
+        raise StartError(str(error)) from error
+
+
 async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
     """Serves until SIGTERM or SIGINT; `ready` is told the address."""
-    async with model_endpoint(settings) as endpoint, service(settings, endpoint) as server:
-        address = settings.model_copy(update={"port": server.port}).address
-        log.info(
-            "serving",
-            pid=os.getpid(),
-            address=address,
-            store=settings.store_shown,
-            model=endpoint.name,
-            endpoint=endpoint.where,
-        )
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        ready(address)
-        await stop.wait()
-        log.info("stopping", grace_seconds=settings.grace_seconds)
+    signals = StopSignals(patient=settings.worker)
+    with signals.while_starting():
+        async with (
+            _telemetry(settings, new_id("process")) as telemetry,
+            model_endpoint(settings, telemetry) as endpoint,
+            service(settings, endpoint, signals.hurried, telemetry) as server,
+        ):
+            signals.started()
+            address = settings.model_copy(update={"port": server.port}).address
+            log.info(
+                "serving",
+                pid=os.getpid(),
+                address=address,
+                store=settings.store_shown,
+                model=endpoint.name,
+                endpoint=endpoint.where,
+            )
+            ready(address)
+            await signals.asked.wait()
+            log.info("stopping", grace_seconds=settings.grace_seconds)
     log.info("stopped")
 
 

@@ -22,6 +22,7 @@ import structlog
 from agent_service.engine.model import ToolMode
 from agent_service.local_model import run_local_model
 from agent_service.settings import Settings
+from agent_service.signals import StopSignals
 
 log = structlog.get_logger()
 
@@ -45,48 +46,52 @@ async def serve_workers(settings: Settings, flags: list[str], ready: Callable[[s
     `flags` are those that this process was started with. Raises WorkerError, LocalModelMissingError or
     LocalModelFailedError.
     """
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with _model_environment(settings) as model:
-        with _reserved(settings.host, settings.port) as port:
-            command = [*_program(), "serve", *flags, f"--port={port}", "--workers=1"]
-            environment = os.environ | model | {"AGENT_SERVICE_WORKER": "true"}
-            workers = [
-                Worker(command, environment, settings.grace_seconds + STOP_SECONDS) for _ in range(settings.workers)
-            ]
-            try:
-                if not await _started(workers, stop):
-                    return
-                address = settings.model_copy(update={"port": port}).address
-                ready(address)
-                log.info("workers.ready", address=address, pids=[worker.pid for worker in workers])
-                keeping = [asyncio.create_task(worker.keep()) for worker in workers]
-                await stop.wait()
-                for task in keeping:
-                    task.cancel()
-                await asyncio.gather(*keeping, return_exceptions=True)
-            finally:
-                await asyncio.gather(*(worker.stop() for worker in workers))
+    signals = StopSignals()
+    with signals.while_starting():
+        async with _model_environment(settings) as model:
+            with _reserved(settings.host, settings.port) as port:
+                command = [*_program(), "serve", *flags, f"--port={port}", "--workers=1"]
+                environment = os.environ | model | {"AGENT_SERVICE_WORKER": "true"}
+                patience = settings.grace_seconds + STOP_SECONDS
+                workers = [
+                    Worker(command, environment | _metrics_environment(settings, index), patience)
+                    for index in range(settings.workers)
+                ]
+                async with _stopped_at_the_end(workers, signals):
+                    # One before the others: what cannot work is said once, and the file is made by one.
+                    await workers[0].start()
+                    await asyncio.gather(*(worker.start() for worker in workers[1:]))
+                    signals.started()
+                    address = settings.model_copy(update={"port": port}).address
+                    ready(address)
+                    log.info("workers.ready", address=address, pids=[worker.pid for worker in workers])
+                    await _keep(workers, signals.asked)
 
 
-async def _started(workers: list[Worker], stop: asyncio.Event) -> bool:
-    """Starts them all; False if `stop` is set before they listen. Raises WorkerError."""
+async def _keep(workers: list[Worker], stop: asyncio.Event) -> None:
+    """Starts workers that die again, until `stop` is set."""
+    keeping = [asyncio.create_task(worker.keep()) for worker in workers]
+    await stop.wait()
+    for task in keeping:
+        task.cancel()
+    await asyncio.gather(*keeping, return_exceptions=True)
 
-    async def start() -> None:
-        # One before the others: what cannot work is said once, and the file is made by one.
-        await workers[0].start()
-        await asyncio.gather(*(worker.start() for worker in workers[1:]))
 
-    starting, stopping = asyncio.create_task(start()), asyncio.create_task(stop.wait())
-    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if starting.done():
-        starting.result()
-        return True
-    starting.cancel()
-    await asyncio.wait({starting})
-    return False
+@asynccontextmanager
+async def _stopped_at_the_end(workers: list[Worker], signals: StopSignals) -> AsyncIterator[None]:
+    """Stops all of them together, in a hurry if that is asked for meanwhile."""
+
+    async def hurry() -> None:
+        await signals.hurried.wait()
+        for worker in workers:
+            worker.hurry()
+
+    try:
+        yield
+    finally:
+        hurrying = asyncio.create_task(hurry())
+        await asyncio.gather(*(worker.stop() for worker in workers))
+        hurrying.cancel()
 
 
 def end_with_parent() -> None:
@@ -168,6 +173,11 @@ class Worker:
             except (WorkerError, OSError):
                 await self.stop()
 
+    def hurry(self) -> None:
+        """Tells one that is stopping to end its grace time."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGINT)
+
     async def stop(self) -> None:
         """Tells it to stop and waits for its end; kills it if that does not come in time."""
         if self._process is not None and self._process.returncode is None:
@@ -197,6 +207,12 @@ async def _model_environment(settings: Settings) -> AsyncIterator[dict[str, str]
             "AGENT_SERVICE_ANSWERS_AFTER_RETURN": "true",
             "AGENT_SERVICE_MODEL_KEEP_ALIVE": "false",
         }
+
+
+def _metrics_environment(settings: Settings, index: int) -> dict[str, str]:
+    """Each worker has a page of metrics of its own, at the next port."""
+    host, _, port = settings.metrics_address.rpartition(":")
+    return {"AGENT_SERVICE_METRICS_ADDRESS": f"{host}:{int(port) + index}"} if int(port or "0") else {}
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from grpc_status import rpc_status
 
 from agent_service import wiring
 from agent_service.engine.model import ToolMode
+from agent_service.engine.telemetry import NO_TELEMETRY
 from agent_service.settings import load_settings
 from tests.scripted_openai import Rules, ScriptedOpenAI
 
@@ -217,12 +218,15 @@ async def connected(target: str, options: Sequence[tuple[str, int]] = ()) -> Asy
 
 @asynccontextmanager
 async def serving(upstream: ScriptedOpenAI, store: str, **settings: Any) -> AsyncIterator[Client]:
-    """A service on this store and model endpoint, and its client. It does not retry model requests unless told so."""
+    """A service on this store and model endpoint, and its client. It does not retry model requests unless told so.
+    `telemetry`, which is no setting, is told what it does.
+    """
+    telemetry = settings.pop("telemetry", NO_TELEMETRY)
     chosen = {"model_max_retries": 0, "grace_seconds": 0.0, "port": 0, **settings}
     configured = load_settings(store=store, openai_base_url=upstream.base_url, model="scripted-model", **chosen)
     async with (
-        wiring.model_endpoint(configured) as endpoint,
-        wiring.service(configured, endpoint) as server,
+        wiring.model_endpoint(configured, telemetry) as endpoint,
+        wiring.service(configured, endpoint, telemetry=telemetry) as server,
         connected(f"127.0.0.1:{server.port}") as client,
     ):
         yield client

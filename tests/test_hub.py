@@ -432,7 +432,7 @@ async def test_durable_events_are_never_joined() -> None:
 
 async def test_a_subscription_wakes_its_reader_for_anything_to_read() -> None:
     """A pushed event or a dropped queue ends the wait; nothing for the given time gives False."""
-    subscription = Subscription(Channel(RUN), 1, True)
+    subscription = Subscription(Channel(RUN), 1, True, lambda: None)
     assert not await subscription.wait(0)
     waiting = asyncio.ensure_future(subscription.wait(10))
     await asyncio.sleep(0)

@@ -60,6 +60,8 @@ def test_every_setting_but_the_endpoint_has_the_same_prefix(monkeypatch: pytest.
         "reflection": ("false", False),
         "log_level": ("DEBUG", "DEBUG"),
         "log_format": ("json", LogFormat.JSON),
+        "otlp_endpoint": ("http://127.0.0.1:4318", "http://127.0.0.1:4318"),
+        "metrics_address": (":9464", ":9464"),
         "limits": ('{"max_client_tools": 3}', Limits(max_client_tools=3)),
     }
     assert set(values) == set(Settings.model_fields) - {"openai_api_key", "openai_base_url"}

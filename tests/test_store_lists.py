@@ -175,6 +175,19 @@ async def test_a_call_leaves_the_list_when_it_is_settled_and_stays_while_it_wait
         assert await kept.call_ids() == []
 
 
+async def test_pending_calls_are_counted_over_all_tenants(store: str) -> None:
+    """With the time since when the one that waits longest does; none is (0, 0)."""
+    async with opened(store) as kept:
+        assert await kept.store.pending_calls() == (0, 0)
+        kept.clock.now = 3_000
+        await kept.paused("run_1", client("call_1"), approval("call_2"))
+        kept.clock.now = 2_000
+        await kept.paused("run_2", client("call_3"), tenant=OTHER)
+        assert await kept.store.pending_calls() == (3, 2_000)
+        await kept.returned("run_1", "call_1")
+        assert await kept.store.pending_calls() == (2, 2_000)
+
+
 @pytest.mark.parametrize("descending", [False, True])
 async def test_pages_of_calls_stay_right_while_calls_come_and_go(store: str, descending: bool) -> None:
     """A call that waits all the time is seen exactly once."""

@@ -256,8 +256,7 @@ class Run(Struct, frozen=True):
     `queued_inputs` is what a QUEUED run will say when its turn comes. `conversation_time` is when its conversation was
     made, which tells it from an earlier one of the same id. `rule_state` is for its tool rules.
     `server_tools_wait`: while a call of an answer is PENDING, no server tool of it starts. `memory_seen` are the memory
-    blocks that its last answer was told.
-    `server_tools_wait`: while a call of an answer is PENDING, no server tool of it starts.
+    blocks that its last answer was told. `trace` is the W3C traceparent of the last work on it that was traced.
     `memory_plan`: who reads the conversation when it is COMPLETED. `memory_part`: what a memory run was given, because
     of the end of `parent_run_id`.
     """
@@ -303,6 +302,7 @@ class Run(Struct, frozen=True):
     parent_run_id: str = ""
     memory_plan: MemoryPlan | None = None
     memory_part: MemoryPart | None = None
+    trace: str = ""
 
 
 @dataclass(frozen=True, slots=True)

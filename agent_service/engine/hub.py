@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -17,18 +17,20 @@ from agent_service.domain.event import ArgumentsDelta, DeltaBody, Event, Reasoni
 class Subscription:
     """A bounded queue of the events of one run, for one reader."""
 
-    def __init__(self, channel: Channel, limit: int, deltas: bool) -> None:
+    def __init__(self, channel: Channel, limit: int, deltas: bool, overrun: Callable[[], None]) -> None:
         self.channel = channel
         self.deltas = deltas
         self.lagging = False
         self.closed = False
         self._limit = limit
+        self._overrun = overrun
         self._items: deque[Event] = deque()
         self._waiter: asyncio.Future[None] | None = None
 
     def push(self, event: Event) -> None:
         """Adds an event; when the queue is full, drops all and marks the reader as lagging."""
         if len(self._items) >= self._limit:
+            self._overrun()
             self.fall_behind()
         elif not self.lagging:
             self._items.append(event)
@@ -45,6 +47,11 @@ class Subscription:
         items = list(self._items)
         self._items.clear()
         return items
+
+    @property
+    def queued(self) -> int:
+        """Events that wait to be read."""
+        return len(self._items)
 
     def reset(self) -> None:
         """Empties the queue, because the log is read from here on."""
@@ -180,6 +187,7 @@ class Hub:
         self._channels: dict[tuple[str, str], Channel] = {}
         self._inbox_watchers: set[asyncio.Event] = set()
         self.closed = False
+        self.overruns = 0
 
     def publish(self, tenant: str, run_id: str, events: tuple[Event, ...]) -> None:
         """Passes on what was committed."""
@@ -213,7 +221,7 @@ class Hub:
     def subscribe(self, tenant: str, run_id: str, *, deltas: bool) -> Iterator[Subscription]:
         """Attaches a reader. What is committed from now on reaches it."""
         channel = self._channel(tenant, run_id)
-        subscription = Subscription(channel, self._queue_limit, deltas)
+        subscription = Subscription(channel, self._queue_limit, deltas, self._overran)
         channel.subscriptions.append(subscription)
         if self.closed:
             subscription.close()
@@ -263,6 +271,14 @@ class Hub:
         for channel in self._channels.values():
             for subscription in channel.subscriptions:
                 subscription.close()
+
+    @property
+    def queues(self) -> list[int]:
+        """How many events wait for each reader; can be asked in any thread."""
+        return [each.queued for channel in tuple(self._channels.values()) for each in tuple(channel.subscriptions)]
+
+    def _overran(self) -> None:
+        self.overruns += 1
 
     def _channel(self, tenant: str, run_id: str) -> Channel:
         return self._channels.setdefault((tenant, run_id), Channel(run_id))

@@ -146,6 +146,7 @@ class LlmAgent(Agent):
             pause_ttl=command.pause_ttl or DEFAULT_PAUSE_TTL,
             server_tools_wait=command.server_tools_wait,
             memory_plan=self._memory_plan,
+            trace=self._runs.parts.telemetry.trace_context(),
         )
         return NewRun(
             run,

@@ -39,6 +39,7 @@ from agent_service.engine.limits import Limits
 from agent_service.engine.model import FinishReason, ModelAnswer, ModelClient, ModelError
 from agent_service.engine.schemas import parse_json, text_violation
 from agent_service.engine.store import Move, RunStore
+from agent_service.engine.telemetry import NO_TELEMETRY, Telemetry
 from agent_service.engine.tools import ServerTools, ToolContext
 from agent_service.engine.turn import Turn, model_request, next_turn
 
@@ -65,6 +66,7 @@ class Parts:
     tools: ServerTools
     limits: Limits
     new_id: NewId
+    telemetry: Telemetry = NO_TELEMETRY
 
 
 class Loop:

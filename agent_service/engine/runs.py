@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Callable
+from contextvars import Context
 
 import structlog
 
@@ -191,8 +192,22 @@ class Runs:
     def observe(self, tenant: str, events: tuple[Event, ...]) -> None:
         """Told of what is committed: a run that is over may be what a queued one waits for. One that was queued by
         another process is found by the next look."""
-        if self._queues and any(isinstance(e.body, RunStopped) and not e.body.status.active for e in events):
-            self._supervisor.spawn("begin queued runs", self._begin_next())
+        stop = next((event for event in events if isinstance(event.body, RunStopped)), None)
+        if stop is None or not isinstance(stop.body, RunStopped):
+            return
+        self._log_stop(tenant, stop.run_id, stop.body)
+        if self._queues and not stop.body.status.active:
+            # Apart from the call that ended the run: the next one is not its doing.
+            Context().run(self._supervisor.spawn, "begin queued runs", self._begin_next())
+
+    def _log_stop(self, tenant: str, run_id: str, stop: RunStopped) -> None:
+        """Whoever stopped it: the loop, a caller, or the clock."""
+        told = {"status": stop.status.value, "stop_reason": stop.stop_reason.value}
+        if stop.error is not None:
+            told["error_reason"] = stop.error.reason.value
+        if trace_id := self.parts.telemetry.trace_id(tenant, run_id):
+            told["trace_id"] = trace_id
+        log.info("run.stopped", run_id=run_id, **told)
 
     async def build_start(self, tenant: str, new: NewRun) -> Built:
         """The request that the start would lead to; fails as the start would."""
@@ -224,10 +239,11 @@ class Runs:
         messages = change.messages if change else ()
         return await self._built(tenant, submitted.snapshot, pinned, messages)
 
-    async def shut_down(self, grace: float) -> None:
-        """Takes nothing new, gives runs `grace` seconds, then leaves them to other processes or to the next start."""
+    async def shut_down(self, grace: float, hurried: asyncio.Event | None = None) -> None:
+        """Takes nothing new, gives runs `grace` seconds, or until `hurried` is set, then leaves them to other processes
+        or to the next start."""
         self._accepting = False
-        await self._supervisor.settle(grace)
+        await self._supervisor.settle_or(hurried or asyncio.Event(), grace)
         self._working = False
         left = self.leases.held
         for claim in left:
@@ -377,11 +393,12 @@ class Runs:
         task.add_done_callback(lambda _: self.leases.drop(claim))
 
     async def _drive(self, claim: Claim, pinned: Pinned, snapshot: Snapshot) -> None:
-        with structlog.contextvars.bound_contextvars(run_id=claim.run_id):
+        with (
+            structlog.contextvars.bound_contextvars(run_id=claim.run_id),
+            self.parts.telemetry.stretch(claim, snapshot, pinned),
+        ):
             try:
-                run = await self._drive_in_time(claim, pinned, snapshot)
-                log.info("run.stopped", status=run.status.value, stop_reason=run.stop_reason and run.stop_reason.value)
-                self._told(run)
+                self._told(await self._drive_in_time(claim, pinned, snapshot))
             except StaleClaimError:
                 log.info("run.taken_away")
             except AgentServiceError as error:

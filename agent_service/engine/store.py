@@ -25,6 +25,9 @@ Move = Callable[[Draft], T]
 Publish = Callable[[str, str, tuple[Event, ...]], None]
 """Told (tenant, run_id, events) in the event loop after each commit, in commit order per run."""
 
+Committed = Callable[[int, float], None]
+"""Told by a store, in any thread, of each commit: how many writes it held, and how many seconds it took."""
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:
@@ -45,6 +48,10 @@ class RunStore(Protocol):
 
     name: str
     """What kind of store: "memory", "sqlite" or "postgres"."""
+
+    @property
+    def queued(self) -> int:
+        """Writes that wait for their turn; can be asked in any thread."""
 
     def now(self) -> int:
         """The store's clock: Unix time in nanoseconds."""
@@ -151,6 +158,9 @@ class RunStore(Protocol):
 
     async def postpone(self, due: DueWork) -> None:
         """Counts a failure of due work that could not begin, unless it is not as it was any more."""
+
+    async def pending_calls(self) -> tuple[int, int]:
+        """How many calls are pending, of all tenants, and since when the one does that waits longest; 0 without."""
 
     async def trim_events(self, ended_before: int, limit: int) -> int:
         """Forgets the events of at most `limit` runs, of all tenants, that ended before that time; says of how many.

@@ -34,6 +34,13 @@ class Supervisor:
         for task in self._by_key.get(key, ()):
             task.cancel()
 
+    async def settle_or(self, hurried: asyncio.Event, grace: float) -> None:
+        """The same as `settle`, but not beyond the time when `hurried` is set."""
+        ways = {asyncio.create_task(self.settle(grace)), asyncio.create_task(hurried.wait())}
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        for way in ways:
+            way.cancel()
+
     async def settle(self, grace: float) -> None:
         """Gives tasks `grace` seconds to end, and those that they start meanwhile."""
         time = asyncio.get_running_loop().time

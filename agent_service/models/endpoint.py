@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import ipaddress
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -107,8 +107,10 @@ class Endpoint:
         keep_alive: bool,
         timeouts: Timeouts,
         now: Callable[[], float] = time.time,
+        trace_headers: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._api_key = api_key
+        self._trace_headers = trace_headers
         self._now = now
         self._origin = _origin(base_url)
         self._client = AsyncOpenAI(
@@ -156,7 +158,7 @@ class Endpoint:
             await stream.close()
 
     async def _open(self, path: str, body: bytes) -> AsyncStream[object]:
-        headers: dict[str, str | Omit] = {"Accept": "text/event-stream", **self._headers()}
+        headers: dict[str, str | Omit] = {"Accept": "text/event-stream", **self._trace_headers(), **self._headers()}
         content: bytes | _PiecewiseBody = body
         if len(body) > _LARGEST_WHOLE_BODY:
             content = _PiecewiseBody(body)

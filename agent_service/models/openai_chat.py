@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -53,7 +53,8 @@ class OpenAIChatModel:
     in JSON_SCHEMA mode, the model is asked for text once a tool has returned: for models that, given the choice, call
     for ever. `keep_alive` False opens a connection per request: for servers that close it after an answer without
     saying so. Nothing is read from the environment, except proxies for endpoints that are not on this host. `now` is
-    Unix time in seconds, against which dates in Retry-After headers are read. Raises ValueError for a `base_url` that
+    Unix time in seconds, against which dates in Retry-After headers are read. `trace_headers` go with each request for
+    an answer. Raises ValueError for a `base_url` that
     is no URL or holds credentials.
     """
 
@@ -70,6 +71,7 @@ class OpenAIChatModel:
         timeouts: Timeouts = _TIMEOUTS,
         limits: AnswerLimits = _LIMITS,
         now: Callable[[], float] = time.time,
+        trace_headers: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self.name = name
         self._tool_mode = tool_mode
@@ -82,6 +84,7 @@ class OpenAIChatModel:
             keep_alive=keep_alive,
             timeouts=timeouts,
             now=now,
+            trace_headers=trace_headers,
         )
 
     def encode(self, messages: Sequence[Message]) -> bytes:

@@ -86,6 +86,11 @@ class MemoryStore:
         self.blocks: dict[tuple[str, str], BlockRecord] = {}
         self._tombstones: dict[tuple[str, str], int] = {}
 
+    @property
+    def queued(self) -> int:
+        """None ever: each is done at once."""
+        return 0
+
     def now(self) -> int:
         """The store's clock."""
         return self._clock()
@@ -270,6 +275,11 @@ class MemoryStore:
     async def postpone(self, due: DueWork) -> None:
         """See RunStore."""
         self.works.postpone(due, self._clock())
+
+    async def pending_calls(self) -> tuple[int, int]:
+        """See RunStore."""
+        since = [call.pending_time for stored in self.runs.values() for call in stored.calls.values() if call.pending]
+        return len(since), min(since, default=0)
 
     async def trim_events(self, ended_before: int, limit: int) -> int:
         """See RunStore."""

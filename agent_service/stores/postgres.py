@@ -17,7 +17,7 @@ from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCa
 from agent_service.domain.run import Claim, Owner, Pinned, RunStatus
 from agent_service.domain.start import NewRun, Started, plan_queued
 from agent_service.domain.values import replace
-from agent_service.engine.store import Move, Publish, Standing, T
+from agent_service.engine.store import Committed, Move, Publish, Standing, T
 from agent_service.stores import postgres_block_rows as block_rows
 from agent_service.stores import postgres_leases as leases
 from agent_service.stores import postgres_lists as lists
@@ -47,14 +47,22 @@ class PostgresStore:
 
     name = "postgres"
 
-    def __init__(self, database: Database, hints: Hints, *, publish: Publish, new_id: NewId) -> None:
+    def __init__(
+        self,
+        database: Database,
+        hints: Hints,
+        *,
+        publish: Publish,
+        new_id: NewId,
+        committed: Committed | None = None,
+    ) -> None:
         self.database = database
         self.hints = hints
         self._publish = publish
         self._new_id = new_id
         self._starts = Starts(hints, new_id)
-        self._moves = Batches(database, self._move_all, self._tell, hints.doubt)
-        self._begun = Batches(database, self._starts.start_all, self._tell, hints.doubt)
+        self._moves = Batches(database, self._move_all, self._tell, hints.doubt, committed)
+        self._begun = Batches(database, self._starts.start_all, self._tell, hints.doubt, committed)
 
     @classmethod
     async def open(
@@ -66,6 +74,7 @@ class PostgresStore:
         clock: Callable[[], int] | None = None,
         busy_seconds: float = 5.0,
         connections: int = POOL_SIZE,
+        committed: Committed | None = None,
     ) -> PostgresStore:
         """A store on this database. Raises SchemaError if it cannot be used.
 
@@ -74,7 +83,12 @@ class PostgresStore:
         database = await Database.open(url, seconds=busy_seconds, size=connections)
         hints = Hints(url, busy_seconds, clock)
         await hints.synchronize()
-        return cls(database, hints, publish=publish, new_id=new_id)
+        return cls(database, hints, publish=publish, new_id=new_id, committed=committed)
+
+    @property
+    def queued(self) -> int:
+        """Starts and moves that wait for their turn."""
+        return self._begun.waiting + self._moves.waiting
 
     def now(self) -> int:
         """The database's clock, as far as it is known here: within a round trip."""
@@ -224,6 +238,10 @@ class PostgresStore:
     async def postpone(self, due: DueWork) -> None:
         """See RunStore."""
         await work_rows.postpone(self.database, due, self.hints.clock)
+
+    async def pending_calls(self) -> tuple[int, int]:
+        """See RunStore."""
+        return await self.database.read(lists.count_pending)
 
     async def trim_events(self, ended_before: int, limit: int) -> int:
         """See RunStore."""

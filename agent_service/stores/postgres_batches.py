@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import structlog
 
 from agent_service.domain.errors import AgentServiceError
 from agent_service.domain.event import Event
+from agent_service.engine.store import Committed
 from agent_service.stores.errors import unavailable
 from agent_service.stores.postgres_database import ATTEMPTS, Connection, Database
 from agent_service.stores.postgres_hosts import CLASHES
@@ -54,16 +56,27 @@ class Batches(Generic[A]):
     """Writes jobs, those of one key one after the other. `tell` hears what is committed, in the order of commits."""
 
     def __init__(
-        self, database: Database, write: WriteAll[A], tell: Callable[[Sequence[Told]], None], doubt: Callable[[], None]
+        self,
+        database: Database,
+        write: WriteAll[A],
+        tell: Callable[[Sequence[Told]], None],
+        doubt: Callable[[], None],
+        committed: Committed | None = None,
     ) -> None:
         self._database = database
         self._write = write
         self._tell = tell
         self._doubt = doubt
+        self._committed = committed
         self._waiting: deque[Job[A]] = deque()
         self._under_way: set[Hashable] = set()
         self._free_lanes = LANES
         self._lanes: set[asyncio.Task[None]] = set()
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for their turn."""
+        return len(self._waiting)
 
     async def put(self, key: Hashable, what: A) -> Any:
         """The result of the job, when it is committed; it is written even if its caller is cancelled.
@@ -132,11 +145,14 @@ class Batches(Generic[A]):
             await self._write(connection, batch)
 
         def committed(_: None) -> None:
+            if self._committed is not None:
+                self._committed(len(batch), time.monotonic() - began)
             try:
                 self._tell([told for job in batch for told in job.told])
             except Exception:  # It is committed, and those who wait for it must hear of theirs.
                 log.exception("store.publish_failed")
 
+        began = time.monotonic()
         try:
             await self._database.write(write, committed, attempts=ATTEMPTS if len(batch) == 1 else 1)
         except Exception as error:

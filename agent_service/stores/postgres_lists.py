@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 _EXECUTOR_OF = {PendingKind.CLIENT_EXECUTION: "client", PendingKind.APPROVAL: "server"}
 
 
+async def count_pending(db: Connection) -> tuple[int, int]:
+    """See RunStore.pending_calls."""
+    row = await db.fetchrow("SELECT count(*), coalesce(min(pending_time), 0) FROM calls WHERE state = 'pending'")
+    assert row is not None
+    return row[0], row[1]
+
+
 class _Where:
     """Conditions that must all hold, and their values. In a condition `{}` stands for its value."""
 

@@ -18,7 +18,7 @@ from agent_service.domain.registry import CallFilter, Page, RunFilter, WaitingCa
 from agent_service.domain.run import Claim, Owner, Pinned, Run, RunStatus
 from agent_service.domain.start import ConversationState, NewRun, Started, StartPlan, plan_queued, plan_start
 from agent_service.domain.values import replace
-from agent_service.engine.store import Move, Publish, Standing, T
+from agent_service.engine.store import Committed, Move, Publish, Standing, T
 from agent_service.stores import sqlite_block_rows as block_rows
 from agent_service.stores import sqlite_leases as leases
 from agent_service.stores import sqlite_lists as lists
@@ -57,6 +57,7 @@ class SqliteStore:
         clock: Callable[[], int],
         new_id: NewId,
         busy_seconds: float = BUSY_SECONDS,
+        committed: Committed | None = None,
     ) -> None:
         self._publish = publish
         self._clock = clock
@@ -67,8 +68,13 @@ class SqliteStore:
             leases.end_all(database, clock())
         self._presence.share()
         self._data_version = 0
-        self._writer = SqliteThread(database, "sqlite-writer", begin="BEGIN IMMEDIATE")
+        self._writer = SqliteThread(database, "sqlite-writer", begin="BEGIN IMMEDIATE", committed=committed)
         self._reader = SqliteThread(open_reader(path, busy_seconds), "sqlite-reader", begin="BEGIN")
+
+    @property
+    def queued(self) -> int:
+        """Writes that wait for their turn."""
+        return self._writer.queued
 
     @property
     def write(self) -> Transact:
@@ -237,6 +243,10 @@ class SqliteStore:
     async def postpone(self, due: DueWork) -> None:
         """See RunStore."""
         await self._writer.run(lambda db: work_rows.postpone(db, due, self._clock()))
+
+    async def pending_calls(self) -> tuple[int, int]:
+        """See RunStore."""
+        return await self._reader.run(lists.count_pending)
 
     async def trim_events(self, ended_before: int, limit: int) -> int:
         """See RunStore."""

@@ -17,6 +17,14 @@ _Values = list[str | int]
 _EXECUTOR_OF = {PendingKind.CLIENT_EXECUTION: "client", PendingKind.APPROVAL: "server"}
 
 
+def count_pending(db: sqlite3.Connection) -> tuple[int, int]:
+    """See RunStore.pending_calls."""
+    found: tuple[int, int] = db.execute(
+        "SELECT count(*), coalesce(min(pending_time), 0) FROM calls WHERE state = 'pending'"
+    ).fetchone()
+    return found
+
+
 class _Where:
     """Conditions that must all hold, and their values."""
 

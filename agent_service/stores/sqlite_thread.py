@@ -10,6 +10,7 @@ import os
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from agent_service.engine.store import Committed
 from agent_service.stores.errors import SchemaError, unavailable
 
 log = structlog.get_logger()
@@ -33,7 +35,7 @@ BUSY_SECONDS = 5.0
 MAX_BATCH = 64
 """At most so many writes are committed together; keeps the lock short."""
 _MINIMUM_SQLITE = (3, 37, 0)
-_APPLICATION_ID = 0x61677270
+APPLICATION_ID = 0x61677270
 """Marks a file as ours: other programs number their schemas from 1, too."""
 
 
@@ -83,7 +85,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (objects,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    if application != _APPLICATION_ID and (application or version or objects):
+    if application != APPLICATION_ID and (application or version or objects):
         connection.execute("ROLLBACK")
         raise SchemaError(f"the store {path} is a database of something else; name another file")
     if version > SCHEMA_VERSION:
@@ -95,7 +97,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
         for number in range(version + 1, SCHEMA_VERSION + 1):
             for statement in _statements(number):
                 connection.execute(statement)
-        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     connection.execute("COMMIT")
 
@@ -126,15 +128,23 @@ class SqliteThread:
     """Runs work on its connection, in order. For a writer, each piece of work is a transaction of its own for its
     caller, and its future is set only after the flush of the commit returned."""
 
-    def __init__(self, connection: sqlite3.Connection, name: str, *, begin: str) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, name: str, *, begin: str, committed: Committed | None = None
+    ) -> None:
         self._connection = connection
         self._begin = begin
+        self._committed = committed
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._closed = False
         self._ended = asyncio.Event()
         self._thread.start()
+
+    @property
+    def queued(self) -> int:
+        """Pieces of work that wait for their turn."""
+        return self._jobs.qsize()
 
     async def run(self, work: Work[T], done: Callable[[T], None] | None = None) -> T:
         """The result of `work`; `done` is called with it in the event loop right after the commit, in commit order."""
@@ -162,7 +172,7 @@ class SqliteThread:
         try:
             while (job := self._jobs.get()) is not None:
                 batch, more = self._gather(job)
-                self._execute(batch)
+                self._execute_observed(batch)
                 self._loop.call_soon_threadsafe(_complete, batch)
                 if not more:
                     break
@@ -182,6 +192,13 @@ class SqliteThread:
                 return batch, False
             batch.append(job)
         return batch, True
+
+    def _execute_observed(self, batch: list[_Job]) -> None:
+        writes = 0 if self._committed is None else sum(not job.outside for job in batch)
+        began = time.monotonic() if writes else 0.0
+        self._execute(batch)
+        if writes and self._committed is not None:
+            self._committed(writes, time.monotonic() - began)
 
     def _execute(self, batch: list[_Job]) -> None:
         """One transaction for all; if that fails in the middle, one for each, so that none fails for its neighbours.

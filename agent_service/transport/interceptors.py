@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
 from agent_service.domain.errors import AgentServiceError, Reason
+from agent_service.engine.telemetry import NO_TELEMETRY, Telemetry
 from agent_service.transport.status import CODES, to_status
 
 log = structlog.get_logger()
@@ -30,9 +31,30 @@ class Guard(grpc.aio.ServerInterceptor):
     that leaves during a write cancels the generator in its own task.
     """
 
-    def __init__(self, max_request_bytes: int, stall_seconds: float) -> None:
+    def __init__(self, max_request_bytes: int, stall_seconds: float, telemetry: Telemetry = NO_TELEMETRY) -> None:
+        self._telemetry = telemetry
         self._max_request_bytes = max_request_bytes
         self._stall_seconds = stall_seconds
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self, seconds: float) -> None:
+        """Waits until no call is under way, at most so long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+
+    @contextmanager
+    def _under_way(self) -> Iterator[None]:
+        self._calls += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
 
     async def intercept_service(
         self,
@@ -59,24 +81,26 @@ class Guard(grpc.aio.ServerInterceptor):
     def _unary(self, method: str, inner: Any) -> Any:
         async def handle(request: Message | None, context: Context) -> Any:
             response = None
-            async with _Call(method, context) as call:
-                self._check(request)
-                response = await inner(request, context)
-            if call.status is not None:
-                await context.abort_with_status(call.status)
+            with self._under_way():
+                async with _Call(method, context, self._telemetry) as call:
+                    self._check(request)
+                    response = await inner(request, context)
+                if call.status is not None:
+                    await context.abort_with_status(call.status)
             return response
 
         return handle
 
     def _streaming(self, method: str, inner: Any) -> Any:
         async def handle(request: Message | None, context: Context) -> None:
-            async with _Call(method, context) as call:
-                self._check(request)
-                async with aclosing(inner(request, context)) as responses:
-                    async for response in responses:
-                        await self._write(context, response)
-            if call.status is not None:
-                await context.abort_with_status(call.status)
+            with self._under_way():
+                async with _Call(method, context, self._telemetry) as call:
+                    self._check(request)
+                    async with aclosing(inner(request, context)) as responses:
+                        async for response in responses:
+                            await self._write(context, response)
+                if call.status is not None:
+                    await context.abort_with_status(call.status)
 
         return handle
 
@@ -118,15 +142,17 @@ def _parser(parse: Any) -> Callable[[bytes], Message | None]:
 class _Call:
     """Logs one call. Swallows its error, whose status is in `status`; cancellation passes."""
 
-    def __init__(self, method: str, context: Context) -> None:
+    def __init__(self, method: str, context: Context, telemetry: Telemetry) -> None:
         self._method = method
         self._context = context
+        self._telemetry = telemetry
         self.status: Any = None
 
     async def __aenter__(self) -> _Call:
         self._begun = time.monotonic()
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(rpc=self._method.rsplit("/", 1)[-1])
+        self._answered = self._telemetry.call(self._method, self._context.invocation_metadata)
         return self
 
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
@@ -148,4 +174,5 @@ class _Call:
         return AgentServiceError(Reason.INTERNAL, f"internal error {error_id}; see the server's log")
 
     def _log(self, code: str, **more: str) -> None:
+        self._answered(code, more.get("reason", ""))
         log.info("rpc", code=code, ms=round((time.monotonic() - self._begun) * 1000, 1), **more)

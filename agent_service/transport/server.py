@@ -49,6 +49,7 @@ SERVICES: tuple[str, ...] = tuple(
 )
 """Full names of the services of the contract."""
 
+_LAST_WORDS_SECONDS = 0.2
 _REFLECTION = ("grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection")
 
 
@@ -76,8 +77,9 @@ class Server:
         stall_seconds: float = 60.0,
         max_connection_age_seconds: float = 0.0,
     ) -> None:
+        self._guard = Guard(limits.max_request_bytes, stall_seconds, runs.parts.telemetry)
         self._server = grpc.aio.server(
-            interceptors=[Guard(limits.max_request_bytes, stall_seconds)],
+            interceptors=[self._guard],
             options=[*_options(limits, share_port), *_connection_age(max_connection_age_seconds)],
         )
         self._health = health.aio.HealthServicer()
@@ -99,7 +101,9 @@ class Server:
         """Health turns NOT_SERVING, runs are ended by `shut_down`, then calls get `grace` seconds to end."""
         await self._health.enter_graceful_shutdown()
         await shut_down()
-        await self._server.stop(grace)
+        await self._guard.idle(grace)
+        # What is left is open on purpose, such as watches of health; the last words of the others are on their way.
+        await self._server.stop(_LAST_WORDS_SECONDS)
 
     def _add_services(
         self, agents: Agents, registry: Registry, runs: Runs, inbox: Inbox, limits: Limits, caller: Caller

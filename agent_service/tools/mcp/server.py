@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -20,6 +20,7 @@ class McpServer:
 
     `timeout` is for one call, `connect_timeout` for each answer while connecting, in seconds. `allow` None means all
     of its tools. `parallel_safe`: they may be executed beside others. `secrets` are the values that must not be shown.
+    `trace_headers` go with each request to an endpoint.
     """
 
     name: str
@@ -35,6 +36,7 @@ class McpServer:
     trust_annotations: bool = False
     parallel_safe: bool = False
     secrets: tuple[str, ...] = field(default=(), repr=False)
+    trace_headers: Callable[[], Mapping[str, str]] = field(default=dict, repr=False, compare=False)
 
     @property
     def where(self) -> str:

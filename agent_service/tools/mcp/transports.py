@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +88,7 @@ async def endpoint(server: McpServer, ended: Callable[[], None], told: Told) -> 
     async with (
         _HttpClient(
             told,
+            server.trace_headers,
             headers=dict(server.headers),
             timeout=httpx2.Timeout(server.connect_timeout, read=silence),
             # A proxy named in the environment has no business with a loopback address.
@@ -101,14 +102,16 @@ async def endpoint(server: McpServer, ended: Callable[[], None], told: Told) -> 
 class _HttpClient(httpx2.AsyncClient):
     """Answers for a server that does not: an exception would end the library's transport, and with it all calls."""
 
-    def __init__(self, told: Told, **options: Any) -> None:
+    def __init__(self, told: Told, trace_headers: Callable[[], Mapping[str, str]], **options: Any) -> None:
         super().__init__(**options)
         self._told = told
+        self._trace_headers = trace_headers
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """See httpx2.AsyncClient."""
         # A GET for the rest of a stream that broke says nothing of what was done for the POST before.
         first = request.method == "POST"
+        request.headers.update(self._trace_headers())
         try:
             response = await super().send(request, **options)
         except httpx2.TransportError as error:
