@@ -58,7 +58,7 @@ async def serve_workers(settings: Settings, flags: list[str], ready: Callable[[s
             try:
                 if not await _started(workers, stop):
                     return
-                address = settings.model_copy(update={"port": port}).address
+                address = settings.model_copy(update={"port": port}).listens_on
                 ready(address)
                 log.info("workers.ready", address=address, pids=[worker.pid for worker in workers])
                 keeping = [asyncio.create_task(worker.keep()) for worker in workers]
