@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from agent_service import toml_file
 from agent_service.domain.memory import MemoryBlock
 from agent_service.domain.memory import problems as block_problems
 from agent_service.domain.policy import DEFAULT_KEEP, DEFAULT_THRESHOLD, ContextPolicy, Strategy
@@ -28,10 +28,10 @@ from agent_service.engine.limits import Limits
 from agent_service.engine.memory_tools import MEMORY_TOOLS
 from agent_service.engine.sleeptime import named, wrong_kind
 from agent_service.engine.sleeptime import problems as problems_of_sleeptime
+from agent_service.files import FileError
 from agent_service.settings import SettingsError
+from agent_service.toml_file import M
 from agent_service.tools.mcp.server import server_of
-
-M = TypeVar("M", bound=BaseModel)
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
@@ -145,16 +145,11 @@ _APART = {"default", "tool_rules", "memory_blocks", "context", "foreground", "me
 
 
 def read_toml(path: Path, model: type[M]) -> M:
-    """The file as the model has it. Raises SettingsError with what to change."""
+    """The agents file as the model has it. Raises SettingsError with what to change."""
     try:
-        with path.open("rb") as file:
-            return model.model_validate(tomllib.load(file))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(f"agents_file: cannot read {path}: {error}") from error
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise SettingsError(f"agents_file: {path}: {where}: {problem['msg']}") from None
+        return toml_file.read_toml(path, model)
+    except FileError as error:
+        raise SettingsError(f"agents_file: {error}") from error
 
 
 def read_agents(path: Path, server_tools: tuple[str, ...]) -> tuple[tuple[AgentDefinition, ...], str]:

@@ -30,6 +30,7 @@ from agent_service.client import (
     UnavailableError,
     client_tool,
 )
+from agent_service.connection import Connection
 from agent_service.functions import in_thread
 
 _CONNECT_SECONDS = 5.0
@@ -141,10 +142,10 @@ class Chat:
             return Approve() if said.strip().lower() in ("", "y", "yes") else Deny(reason="the user said no")
 
 
-def run_chat(target: str, agent: str, conversation: str) -> int:
+def run_chat(connection: Connection, agent: str, conversation: str) -> int:
     """Chats on standard input and output; 1 if the server cannot be reached."""
     with asyncio.Runner() as runner:
-        client = AgentClient(target)
+        client = connection.client()
         runner.run(client.__aenter__())
         try:
             chat = Chat(
@@ -157,7 +158,9 @@ def run_chat(target: str, agent: str, conversation: str) -> int:
             try:
                 runner.run(_reach(client))
             except (UnavailableError, DeadlineError):
-                sys.stderr.write(f"error: no server answers at {target}; start one with: agent-service serve\n")
+                sys.stderr.write(
+                    f"error: no server answers at {connection.target}; start one with: agent-service serve\n"
+                )
                 return 1
             with contextlib.suppress(KeyboardInterrupt):
                 # Read while no event loop runs, which would keep Ctrl-C from ending it.

@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, cast
 
 from agent_service import __version__
@@ -28,18 +29,14 @@ def main(argv: list[str] | None = None) -> int:
         from agent_service.demo import run_demo
 
         return run_demo(**arguments)
-    if command == "chat":
-        from agent_service.chat import run_chat
-
-        return run_chat(**arguments)
     if command == "doctor":
         from agent_service.doctor import run_doctor
 
         return run_doctor(**arguments)
-    if command in ("runs", "inbox"):
-        from agent_service.console import run_console
-
-        return run_console(arguments.pop("action", command), **arguments)
+    if command in ("chat", "runs", "inbox"):
+        return _connect(command, arguments)
+    if command == "keys":
+        return _new_key(**arguments)
     return _serve(arguments)
 
 
@@ -58,20 +55,43 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="say what is amiss before the service is started", description=about)
     _add_serve_flags(doctor)
     doctor.add_argument("--json", dest="as_json", action="store_true", help="one JSON object a line")
-    chat = commands.add_parser("chat", help="talk to an agent in the terminal")
-    chat.add_argument("--target", default="127.0.0.1:50051", help="address of the service (127.0.0.1:50051)")
+    chat = commands.add_parser("chat", parents=[_connection_flags()], help="talk to an agent in the terminal")
     chat.add_argument("--agent", default="", help="id of the agent (the server's default)")
     chat.add_argument("--conversation", default="", help="id of the conversation to continue (a new one)")
     _add_console(commands)
+    _add_keys(commands)
     demo = commands.add_parser("demo", help="watch an agent call a tool, pause, resume and remember")
     demo.add_argument("--keep", metavar="PATH", help="keep the SQLite file here instead of a temporary one")
     return parser
 
 
+def _connection_flags() -> argparse.ArgumentParser:
+    """The flags of a Connection."""
+    flags = argparse.ArgumentParser(add_help=False)
+    flags.add_argument("--target", default="127.0.0.1:50051", help="address of the service (127.0.0.1:50051)")
+    flags.add_argument("--token", default="", help="API key or token; better in AGENT_SERVICE_TOKEN, where ps is blind")
+    flags.add_argument("--tls", action="store_true", help="use TLS; implied by the files below")
+    flags.add_argument("--tls-ca", type=Path, metavar="FILE", help="CA certificates to check the server with, in PEM")
+    flags.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate of this client, in PEM")
+    flags.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key, in PEM")
+    return flags
+
+
+def _add_keys(commands: Any) -> None:
+    """`keys new`."""
+    actions = commands.add_parser("keys", help="make API keys").add_subparsers(required=True, metavar="action")
+    new = actions.add_parser(
+        "new", help="print what to add to the file of API keys; the key itself goes to standard error"
+    )
+    new.add_argument("--tenant", required=True, help="whose runs, conversations and agents it is for")
+    new.add_argument("--scopes", default="run,submit,read", help="some of run,submit,read,admin (run,submit,read)")
+    new.add_argument("--name", default="", help="its name in the file and in logs (the tenant and a number)")
+    new.add_argument("--days", type=int, default=0, help="how long it is valid (without end)")
+
+
 def _add_console(commands: Any) -> None:
     """`runs` and `inbox`."""
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--target", default="127.0.0.1:50051", help="address of the service (127.0.0.1:50051)")
+    common = argparse.ArgumentParser(add_help=False, parents=[_connection_flags()])
     common.add_argument("--json", dest="as_json", action="store_true", help="one JSON object a line")
     runs = commands.add_parser("runs", help="look at runs, answer, cancel and retry them")
     actions = runs.add_subparsers(dest="action", required=True, metavar="action")
@@ -117,10 +137,15 @@ def serve_flags() -> dict[str, str]:
 def _add_serve_flags(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--host", help="address to listen on (127.0.0.1)")
     serve.add_argument("--port", type=int, help="port to listen on, 0 for a free one (50051)")
+    serve.add_argument("--address", help="unix:/path to listen on a Unix socket instead")
     serve.add_argument("--workers", type=int, help="server processes that share the port and the store (1)")
     serve.add_argument(
-        "--insecure-any-address", action="store_true", default=None, help="allow an address other than loopback"
+        "--insecure-any-address", action="store_true", default=None, help="allow others to connect in plain text"
     )
+    serve.add_argument("--tls-cert", help="certificate of the server, in PEM; turns TLS on")
+    serve.add_argument("--tls-key", help="its private key, in PEM")
+    serve.add_argument("--tls-client-ca", help="CA certificates, in PEM, one of which clients need a certificate of")
+    serve.add_argument("--api-keys", help="TOML file of API keys; turns authentication on")
     serve.add_argument(
         "--store", help="path of the SQLite file, URL of PostgreSQL, or 'memory' (agent-service.sqlite3)"
     )
@@ -129,6 +154,51 @@ def _add_serve_flags(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--tools", help="server tools: module paths, comma-separated")
     serve.add_argument("--log-level", help="debug, info, warning or error (info)")
     serve.add_argument("--log-format", help="console, json or auto (auto)")
+
+
+def _connect(command: str, arguments: dict[str, Any]) -> int:
+    """Runs a command for a running service."""
+    from dataclasses import fields
+
+    from agent_service.connection import Connection
+
+    connection = Connection(**{field.name: arguments.pop(field.name) for field in fields(Connection)})
+    try:
+        connection.check()
+    except OSError as error:
+        return _fail(f"cannot read {error.filename}: {error.strerror}")
+    if command == "chat":
+        from agent_service.chat import run_chat
+
+        return run_chat(connection, **arguments)
+    from agent_service.console import run_console
+
+    return run_console(arguments.pop("action", command), connection, **arguments)
+
+
+def _new_key(tenant: str, scopes: str, name: str, days: int) -> int:
+    """Prints the text for the file, and the key on standard error, so that the text alone can be appended."""
+    import secrets
+    from datetime import UTC, datetime, timedelta
+
+    from agent_service.auth.keys import NAME, new_key
+    from agent_service.engine.commands import Scope
+
+    name = name or f"{tenant[:55]}-{secrets.token_hex(4)}"
+    for flag, text in (("--tenant", tenant), ("--name", name)):
+        if not NAME.fullmatch(text):
+            return _fail(f"{flag}: '{text}' is not 1 to 64 of A-Z a-z 0-9 . _ : -")
+    if days < 0:
+        return _fail(f"--days: {days} is negative; leave it out for a key without an end")
+    try:
+        chosen = tuple(Scope(scope) for scope in dict.fromkeys(scopes.split(",")))
+    except ValueError as error:
+        return _fail(f"--scopes: {error}; choose some of {','.join(Scope)}")
+    expires = datetime.now(UTC).replace(microsecond=0) + timedelta(days=days) if days else None
+    key, text = new_key(name, tenant, chosen, expires)
+    sys.stdout.write(text)
+    sys.stderr.write(f"{key}\n")
+    return 0
 
 
 def _serve(flags: dict[str, object]) -> int:
@@ -156,11 +226,12 @@ def _serve(flags: dict[str, object]) -> int:
         ready = workers.tell_parent
 
     from agent_service import wiring
+    from agent_service.files import FileError
     from agent_service.stores.errors import SchemaError
     from agent_service.tools import ToolLoadError
-    from agent_service.transport.server import BindError
+    from agent_service.transport.binding import BindError
 
-    known = (SettingsError, wiring.StartError, *local_model, SchemaError, ToolLoadError, BindError)
+    known = (SettingsError, wiring.StartError, FileError, *local_model, SchemaError, ToolLoadError, BindError)
     return _run(wiring.serve(settings, ready), known)
 
 

@@ -27,6 +27,8 @@ from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
+from agent_service.connection import Connection
+
 ENDED_OTHERWISE = 3
 """The exit code where a watched run did not complete."""
 _SHOWN = 60
@@ -161,9 +163,9 @@ class Console:
             self._write(line)
 
 
-def run_console(command: str, target: str, *, as_json: bool, **arguments: Any) -> int:
-    """Runs a command against the service at `target`."""
-    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+def run_console(command: str, connection: Connection, *, as_json: bool, **arguments: Any) -> int:
+    """Runs a command against a service."""
+    with connection.open() as channel:
         console = Console(channel, _print, input, as_json=as_json)
         try:
             return int(getattr(console, command)(**arguments))

@@ -23,6 +23,26 @@ MEMORY = "memory"
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
+_SAFE_URL = re.compile(r"https://|http://(127\.0\.0\.1|\[::1\]|localhost)[:/]")
+MAX_SOCKET_PATH = len("unix:") + 107
+"""Bytes; what the system takes."""
+
+
+class Algorithm(StrEnum):
+    """Signatures that are checked with a public key. Others must not be allowed: their keys are secrets."""
+
+    RS256 = "RS256"
+    RS384 = "RS384"
+    RS512 = "RS512"
+    PS256 = "PS256"
+    PS384 = "PS384"
+    PS512 = "PS512"
+    ES256 = "ES256"
+    ES384 = "ES384"
+    ES512 = "ES512"
+    EDDSA = "EdDSA"
+
+
 class LogFormat(StrEnum):
     """How log lines look; AUTO is console on a terminal, else JSON."""
 
@@ -42,8 +62,38 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(50051, ge=0, le=65535, description="Port to listen on; 0 means a free one.")
+    address: str = Field(
+        "",
+        pattern="^(unix:.+)?$",
+        description="'unix:/path' to listen on a Unix socket in place of a host and a port.",
+    )
+    socket_mode: str = Field(
+        "600", pattern="^0?[0-7]{3}$", description="Permissions of the Unix socket, in octal digits."
+    )
     insecure_any_address: bool = Field(
-        False, description="Allow an address other than loopback, although there is neither TLS nor authentication."
+        False, description="Allow an address other than loopback without TLS or without credentials."
+    )
+    tls_cert: Path | None = Field(
+        None, description="Certificate of the server and those between it and its CA, in PEM; turns TLS on."
+    )
+    tls_key: Path | None = Field(None, description="The certificate's private key, in PEM, without a password.")
+    tls_client_ca: Path | None = Field(
+        None, description="CA certificates, in PEM; only clients with a certificate of one of them can connect."
+    )
+    api_keys: Path | None = Field(None, description="TOML file of API keys; turns authentication on.")
+    jwt_issuer: str = Field("", description="Issuer ('iss') of tokens (JWT) that are taken; turns authentication on.")
+    jwt_audience: str = Field("", description="Audience ('aud') that tokens must be for.")
+    jwt_keys: str = Field("", description="Public keys of the issuer (JWKS): an https URL, or the path of a file.")
+    jwt_algorithms: Annotated[tuple[Algorithm, ...], NoDecode] = Field(
+        (Algorithm.RS256, Algorithm.ES256, Algorithm.EDDSA),
+        description="Algorithms of signatures that are taken, comma-separated.",
+    )
+    jwt_leeway_seconds: float = Field(
+        30.0, ge=0, le=600, description="How far the issuer's clock may be off when the times of a token are checked."
+    )
+    jwt_tenant_claim: str = Field("tenant", min_length=1, description="Claim that names the tenant.")
+    jwt_scope_claim: str = Field(
+        "scope", min_length=1, description="Claim with the scopes, as text with blanks between them or as a list."
     )
     workers: int = Field(1, ge=1, le=64, description="Server processes that share the port and the store.")
     worker: bool = Field(False, description="Set by the service for its workers: the port is shared.")
@@ -128,7 +178,7 @@ class Settings(BaseSettings):
     )
     limits: Annotated[Limits, NoDecode] = Field(default_factory=Limits, description="Sizes and counts; as JSON.")
 
-    @field_validator("tools", mode="before")
+    @field_validator("tools", "jwt_algorithms", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -139,9 +189,9 @@ class Settings(BaseSettings):
         return json.loads(value) if isinstance(value, str) else value
 
     @property
-    def address(self) -> str:
+    def listens_on(self) -> str:
         """Where to listen, as gRPC writes it."""
-        return f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        return self.address or f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     @property
     def external_model(self) -> bool:
@@ -151,10 +201,22 @@ class Settings(BaseSettings):
     @property
     def loopback(self) -> bool:
         """Whether only this host can connect."""
+        if self.address:
+            return True
         try:
             return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    @property
+    def authenticates(self) -> bool:
+        """Whether callers need a credential."""
+        return bool(self.api_keys or self.jwt_issuer)
+
+    @property
+    def jwt_keys_url(self) -> bool:
+        """Whether the issuer's keys are fetched."""
+        return "://" in self.jwt_keys
 
     @property
     def store_url(self) -> str | None:
@@ -179,11 +241,8 @@ def load_settings(**flags: object) -> Settings:
         settings = Settings(**given)  # type: ignore[arg-type]  # pydantic checks them
     except ValidationError as error:
         raise SettingsError("\n".join(_line(problem) for problem in error.errors(include_url=False))) from None
-    if not settings.loopback and not settings.insecure_any_address:
-        raise SettingsError(
-            f"host: {settings.host} is not loopback, and there is neither TLS nor authentication; "
-            "use 127.0.0.1 behind a proxy that has both, or add --insecure-any-address"
-        )
+    if problem := _exposed(settings) or _halves(settings):
+        raise SettingsError(problem)
     if problem := problem_of(settings.store):
         raise SettingsError(f"store: {problem}")
     if settings.workers > 1 and settings.store == MEMORY:
@@ -191,6 +250,47 @@ def load_settings(**flags: object) -> Settings:
             f"workers: {settings.workers} processes cannot share a store in memory; name a SQLite file or PostgreSQL"
         )
     return settings
+
+
+def _exposed(settings: Settings) -> str:
+    """What is wrong with an address that others can reach."""
+    if settings.loopback or settings.insecure_any_address:
+        return ""
+    wanting = [
+        name
+        for name, there in (
+            ("TLS (--tls-cert and --tls-key)", settings.tls_cert),
+            ("credentials (--api-keys, AGENT_SERVICE_JWT_ISSUER or --tls-client-ca)", _admits_some(settings)),
+        )
+        if not there
+    ]
+    if not wanting:
+        return ""
+    return (
+        f"host: {settings.host} is not loopback, and there is no {' and no '.join(wanting)}; set up what is missing, "
+        "use 127.0.0.1 or a Unix socket behind a proxy that has both, or add --insecure-any-address"
+    )
+
+
+def _admits_some(settings: Settings) -> bool:
+    return settings.authenticates or settings.tls_client_ca is not None
+
+
+def _halves(settings: Settings) -> str:
+    """What is missing to settings that only go together."""
+    for names in (("tls_cert", "tls_key"), ("jwt_issuer", "jwt_audience", "jwt_keys")):
+        missing = [name for name in names if not getattr(settings, name)]
+        if 0 < len(missing) < len(names):
+            return f"{missing[0]}: is not set, and {next(n for n in names if n not in missing)} is; set both or neither"
+    if settings.tls_client_ca and not settings.tls_cert:
+        return "tls_client_ca: goes with tls_cert and tls_key only"
+    if settings.jwt_keys_url and not _SAFE_URL.match(settings.jwt_keys):
+        return f"jwt_keys: {settings.jwt_keys} is not https, so that others could put their keys in its place"
+    if len(os.fsencode(settings.address)) > MAX_SOCKET_PATH:
+        return f"address: the path of a Unix socket has at most {MAX_SOCKET_PATH - len('unix:')} bytes"
+    if settings.address and settings.workers > 1:
+        return f"workers: {settings.workers} processes cannot share a Unix socket; use a port, or one process"
+    return ""
 
 
 def fill_in(text: str) -> tuple[str, tuple[str, ...]]:

@@ -9,16 +9,20 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import structlog
 
 from agent_service.agents_file import read_agents, read_memory_blocks
+from agent_service.auth import Credentials
+from agent_service.auth.keys import ApiKeys
 from agent_service.domain.errors import AgentServiceError, Reason
 from agent_service.domain.event import Event
 from agent_service.domain.memory import MemoryBlock
 from agent_service.domain.run import AgentDefinition, AgentKind, Owner
+from agent_service.engine.access import Authenticator
 from agent_service.engine.agents import Agents
-from agent_service.engine.commands import Caller
+from agent_service.engine.commands import DEFAULT_TENANT
 from agent_service.engine.context import Contexts
 from agent_service.engine.hub import Hub
 from agent_service.engine.inbox import Inbox
@@ -44,12 +48,12 @@ from agent_service.stores.memory_registry import MemoryRegistry
 from agent_service.stores.sqlite import SqliteStore
 from agent_service.stores.sqlite_registry import SqliteRegistry
 from agent_service.tools import JoinedTools, ToolLoadError, load_tools
+from agent_service.transport.access import Access
 from agent_service.transport.server import Server
+from agent_service.transport.tls import TlsFiles
 
 log = structlog.get_logger()
 
-DEFAULT_TENANT = "default"
-"""The tenant of every caller, until there is authentication."""
 _STOP_SECONDS = 2.0
 
 
@@ -228,19 +232,75 @@ async def service(
     """A running server on this store and model; stops cleanly at the end of the block, without further patience once
     `hurried` is set.
 
-    Raises SettingsError, StartError, SchemaError, ToolLoadError or BindError.
+    Raises StartError, SettingsError, FileError, SchemaError, ToolLoadError or BindError.
     """
     hurried = hurried or asyncio.Event()
     async with (
         _server_tools(settings, telemetry) as tools,
-        _service(settings, endpoint, tools, hurried, telemetry) as server,
+        access(settings) as admitting,
+        _service(settings, endpoint, tools, admitting, hurried, telemetry) as server,
     ):
         yield server
 
 
 @asynccontextmanager
+async def access(settings: Settings) -> AsyncIterator[Access | None]:
+    """Who is let in; None where callers need no credential. Raises StartError or FileError."""
+    if not settings.authenticates:
+        yield None
+        return
+    keys = ApiKeys(settings.api_keys) if settings.api_keys else None
+    async with _tokens(settings) as tokens:
+        yield Access(Credentials(keys, tokens))
+
+
+@asynccontextmanager
+async def _tokens(settings: Settings) -> AsyncIterator[Authenticator | None]:
+    if not settings.jwt_issuer:
+        yield None
+        return
+    try:
+        # Here, as only those need it who have an issuer.
+        from agent_service.auth.key_sets import FileKeys, UrlKeys
+        from agent_service.auth.tokens import Rules, Tokens
+    except ModuleNotFoundError as error:
+        raise StartError(
+            f"jwt_issuer: the package '{error.name}' is not installed; install agent-service[jwt]"
+        ) from error
+    rules = Rules(
+        settings.jwt_issuer,
+        settings.jwt_audience,
+        tuple(settings.jwt_algorithms),
+        settings.jwt_leeway_seconds,
+        settings.jwt_tenant_claim,
+        settings.jwt_scope_claim,
+    )
+    if not settings.jwt_keys_url:
+        yield Tokens(rules, FileKeys(Path(settings.jwt_keys)))
+        return
+    keys = UrlKeys(settings.jwt_keys)
+    # Not waited for: the service also starts while the issuer is away.
+    keys.fetch()
+    try:
+        yield Tokens(rules, keys)
+    finally:
+        await keys.close()
+
+
+def _tls(settings: Settings) -> TlsFiles | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    return TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+
+
+@asynccontextmanager
 async def _service(
-    settings: Settings, endpoint: Endpoint, tools: _Tools, hurried: asyncio.Event, telemetry: Telemetry
+    settings: Settings,
+    endpoint: Endpoint,
+    tools: _Tools,
+    admitting: Access | None,
+    hurried: asyncio.Event,
+    telemetry: Telemetry,
 ) -> AsyncIterator[Server]:
     window = settings.context_window_tokens or settings.limits.context_window_tokens
     limits = replace(settings.limits, context_window_tokens=window)
@@ -270,13 +330,15 @@ async def _service(
         runs.tell(memory_runs.told)
         inbox = Inbox(store, hub)
         server = Server(
-            settings.address,
+            settings.listens_on,
             agents=agents,
             registry=registry,
             runs=runs,
             inbox=inbox,
             limits=limits,
-            caller=Caller(DEFAULT_TENANT),
+            access=admitting,
+            tls=_tls(settings),
+            socket_mode=int(settings.socket_mode, 8),
             reflect=settings.reflection,
             share_port=settings.worker,
             stall_seconds=settings.stall_seconds,
@@ -335,11 +397,13 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
             service(settings, endpoint, signals.hurried, telemetry) as server,
         ):
             signals.started()
-            address = settings.model_copy(update={"port": server.port}).address
+            address = settings.model_copy(update={"port": server.port}).listens_on
             log.info(
                 "serving",
                 pid=os.getpid(),
                 address=address,
+                tls=settings.tls_cert is not None,
+                authenticates=settings.authenticates,
                 store=settings.store_shown,
                 model=endpoint.name,
                 endpoint=endpoint.where,

@@ -62,7 +62,7 @@ async def serve_workers(settings: Settings, flags: list[str], ready: Callable[[s
                     await workers[0].start()
                     await asyncio.gather(*(worker.start() for worker in workers[1:]))
                     signals.started()
-                    address = settings.model_copy(update={"port": port}).address
+                    address = settings.model_copy(update={"port": port}).listens_on
                     ready(address)
                     log.info("workers.ready", address=address, pids=[worker.pid for worker in workers])
                     await _keep(workers, signals.asked)

@@ -29,6 +29,8 @@ def _default(value: object) -> str:
         return ""
     if hasattr(value, "max_request_bytes"):
         return "see GetServerInfo"
+    if isinstance(value, tuple):
+        value = ",".join(value)
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 

@@ -31,23 +31,23 @@ def blocks(text: str) -> list[Block]:
     return found
 
 
-async def check(block: Block, *targets: str) -> None:
+async def check(block: Block, *targets: str, folder: Path = ROOT) -> None:
     """Runs the commands against these targets (for the page's localhost:50051, localhost:50052, ...); they must show
     what the page says."""
     commands, text = block
     here = commands
     for number, target in enumerate(targets):
         here = here.replace(f"localhost:{50051 + number}", target)
-    output = await run(here)
+    output = await run(here, folder)
     missing = _missing(text, output)
     assert not missing, f"{commands}shows no line {missing!r}, but\n{output}"
 
 
-async def run(commands: str) -> str:
+async def run(commands: str, folder: Path = ROOT) -> str:
     """What the commands print. They fail exactly if that ends with an error."""
     process = await asyncio.create_subprocess_exec(
         *("bash", "-euo", "pipefail", "-c", commands),
-        cwd=ROOT,
+        cwd=folder,
         env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

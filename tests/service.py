@@ -201,10 +201,34 @@ def refusal_of(error: grpc.aio.AioRpcError) -> Refusal:
     )
 
 
+def bearing(token: str) -> list[grpc.aio.ClientInterceptor]:
+    """What adds a credential to each call."""
+
+    async def add(_: Any, continuation: Any, details: Any, request: Any) -> Any:
+        metadata = grpc.aio.Metadata(*(details.metadata or ()), ("authorization", f"Bearer {token}"))
+        return await continuation(details._replace(metadata=metadata), request)
+
+    # gRPC takes an object for one kind of calls only.
+    unary = type("Unary", (grpc.aio.UnaryUnaryClientInterceptor,), {"intercept_unary_unary": add})
+    stream = type("Stream", (grpc.aio.UnaryStreamClientInterceptor,), {"intercept_unary_stream": add})
+    return [unary(), stream()]
+
+
 @asynccontextmanager
-async def connected(target: str, options: Sequence[tuple[str, int]] = ()) -> AsyncIterator[Client]:
-    """A client of a service that runs anywhere on this host."""
-    async with grpc.aio.insecure_channel(target, options=[*_LOOPBACK, *options]) as channel:
+async def connected(
+    target: str,
+    options: Sequence[tuple[str, int]] = (),
+    *,
+    token: str = "",
+    credentials: grpc.ChannelCredentials | None = None,
+) -> AsyncIterator[Client]:
+    """A client of a service that runs anywhere on this host; with `credentials` over TLS."""
+    more: dict[str, Any] = {"options": [*_LOOPBACK, *options], "interceptors": bearing(token) if token else None}
+    async with (
+        grpc.aio.secure_channel(target, credentials, **more)
+        if credentials
+        else grpc.aio.insecure_channel(target, **more)
+    ) as channel:
         yield Client(
             target,
             channel,

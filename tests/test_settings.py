@@ -9,7 +9,7 @@ import pytest
 
 from agent_service.engine.limits import Limits
 from agent_service.engine.model import ToolMode
-from agent_service.settings import LogFormat, Settings, SettingsError, load_settings
+from agent_service.settings import Algorithm, LogFormat, Settings, SettingsError, load_settings
 
 
 def problem(**flags: Any) -> str:
@@ -33,7 +33,20 @@ def test_every_setting_but_the_endpoint_has_the_same_prefix(monkeypatch: pytest.
     values: dict[str, tuple[str, object]] = {
         "host": ("localhost", "localhost"),
         "port": ("0", 0),
+        "address": ("unix:/run/a.sock", "unix:/run/a.sock"),
+        "socket_mode": ("660", "660"),
         "insecure_any_address": ("true", True),
+        "tls_cert": ("cert.pem", Path("cert.pem")),
+        "tls_key": ("key.pem", Path("key.pem")),
+        "tls_client_ca": ("ca.pem", Path("ca.pem")),
+        "api_keys": ("keys.toml", Path("keys.toml")),
+        "jwt_issuer": ("https://issuer.example", "https://issuer.example"),
+        "jwt_audience": ("agents", "agents"),
+        "jwt_keys": ("https://issuer.example/keys", "https://issuer.example/keys"),
+        "jwt_algorithms": ("ES256, EdDSA", (Algorithm.ES256, Algorithm.EDDSA)),
+        "jwt_leeway_seconds": ("5", 5.0),
+        "jwt_tenant_claim": ("org", "org"),
+        "jwt_scope_claim": ("scp", "scp"),
         "store": ("runs.sqlite3", "runs.sqlite3"),
         "model": ("model-1", "model-1"),
         "tool_mode": ("json_schema", ToolMode.JSON_SCHEMA),
@@ -54,7 +67,7 @@ def test_every_setting_but_the_endpoint_has_the_same_prefix(monkeypatch: pytest.
         "stall_seconds": ("5", 5.0),
         "max_connection_age_seconds": ("1800", 1800.0),
         "event_retention_seconds": ("60", 60.0),
-        "workers": ("3", 3),
+        "workers": ("1", 1),
         "worker": ("true", True),
         "grace_seconds": ("0", 0.0),
         "reflection": ("false", False),
@@ -124,6 +137,10 @@ def test_other_names_mean_nothing(monkeypatch: pytest.MonkeyPatch, name: str) ->
         ("log_level", "loud"),
         ("log_format", "xml"),
         ("reflection", "perhaps"),
+        ("address", "127.0.0.1:50051"),
+        ("socket_mode", "888"),
+        ("jwt_algorithms", "none"),
+        ("jwt_algorithms", "HS256"),
         ("limits", '{"max_client_tools": "few"}'),
     ],
 )
@@ -161,9 +178,57 @@ def test_loopback_needs_no_flag(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.com", "127.0.0.1.example.com", ""])
 def test_another_address_needs_the_flag(host: str) -> None:
-    """There is neither TLS nor authentication: whoever opens the port to others must say so."""
-    assert "--insecure-any-address" in problem(host=host)
+    """Without TLS and credentials, whoever opens the port to others must say so; the line tells all ways out."""
+    said = problem(host=host)
+    assert all(way in said for way in ("127.0.0.1", "--insecure-any-address", "--tls-cert", "--api-keys"))
     assert not load_settings(host=host, insecure_any_address=True).loopback
+
+
+@pytest.mark.parametrize(
+    "credentials",
+    [
+        {"api_keys": "keys.toml"},
+        {"tls_client_ca": "ca.pem"},
+        {"jwt_issuer": "https://issuer.example", "jwt_audience": "agents", "jwt_keys": "keys.json"},
+    ],
+    ids=["keys", "client certificates", "tokens"],
+)
+def test_tls_and_credentials_together_need_no_flag(credentials: dict[str, str]) -> None:
+    """One of the two is not enough, and the line says which one is missing."""
+    tls = {"tls_cert": "cert.pem", "tls_key": "key.pem"}
+    assert load_settings(host="0.0.0.0", **tls, **credentials)
+    assert "no credentials" in problem(host="0.0.0.0", **tls)
+    if "tls_client_ca" not in credentials:
+        said = problem(host="0.0.0.0", **credentials)
+        assert "no TLS" in said
+        assert "no credentials" not in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        ({"tls_cert": "cert.pem"}, ["tls_key"]),
+        ({"tls_key": "key.pem"}, ["tls_cert"]),
+        ({"tls_client_ca": "ca.pem"}, ["tls_client_ca", "tls_cert"]),
+        ({"jwt_issuer": "a", "jwt_audience": "b"}, ["jwt_keys"]),
+        ({"jwt_issuer": "a", "jwt_keys": "b"}, ["jwt_audience"]),
+        ({"jwt_audience": "a", "jwt_keys": "b"}, ["jwt_issuer"]),
+        ({"jwt_issuer": "a", "jwt_audience": "b", "jwt_keys": "http://issuer.example/keys"}, ["jwt_keys", "https"]),
+        ({"address": "unix:" + "x" * 108}, ["address", "107"]),
+        ({"address": "unix:/run/a.sock", "workers": 2}, ["workers", "Unix socket"]),
+    ],
+)
+def test_settings_that_only_go_together_are_refused_alone(flags: dict[str, Any], names: list[str]) -> None:
+    """The line names what is missing or does not fit."""
+    said = problem(**flags)
+    assert all(name in said for name in names), said
+
+
+def test_a_unix_socket_is_for_this_host_only() -> None:
+    """It takes the place of host and port, and needs no flag."""
+    settings = load_settings(host="0.0.0.0", address="unix:/run/a.sock")
+    assert (settings.loopback, settings.listens_on) == (True, "unix:/run/a.sock")
+    assert load_settings(host="::1", port=1).listens_on == "[::1]:1"
 
 
 def test_the_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -386,9 +386,9 @@ async def test_a_server_that_shuts_down_begins_no_memory_run(
     gate = Gate()
     shut_down = Runs.shut_down
 
-    async def answered_meanwhile(runs: Runs, grace: float) -> None:
+    async def answered_meanwhile(runs: Runs, *args: Any) -> None:
         gate.open()
-        await shut_down(runs, grace)
+        await shut_down(runs, *args)
 
     monkeypatch.setattr(Runs, "shut_down", answered_meanwhile)
     async with scripted(lambda r: gated(says("Slow."), gate), shared_store, grace_seconds=20.0) as (client, upstream):

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from enum import StrEnum
 
 from agent_service.domain.message import InputContent, MessageType
 from agent_service.domain.rules import ToolRule
@@ -16,11 +17,26 @@ from agent_service.domain.tool import PendingCall, ToolCall, ToolChoice, ToolSch
 from agent_service.domain.values import replace
 
 
+class Scope(StrEnum):
+    """What a caller may do."""
+
+    RUN = "run"
+    SUBMIT = "submit"
+    READ = "read"
+    ADMIN = "admin"
+
+
+DEFAULT_TENANT = "default"
+"""The tenant of callers that need no credential."""
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks."""
+    """Who asks, and what they may do. `name` tells credentials of a tenant apart in logs; it is empty without one."""
 
-    tenant: str
+    tenant: str = DEFAULT_TENANT
+    name: str = ""
+    scopes: frozenset[Scope] = frozenset(Scope)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,11 @@ from agent_service.domain.errors import AgentServiceError, Reason
 from agent_service.domain.event import RunStopped
 from agent_service.engine.agent import Agent, StepResult
 from agent_service.engine.agents import Agents
-from agent_service.engine.commands import Built, Caller, Delivery, StartCommand, SubmitCommand, View
+from agent_service.engine.commands import Built, Delivery, StartCommand, SubmitCommand, View
 from agent_service.engine.limits import Limits
 from agent_service.engine.runs import Runs
 from agent_service.transport import translate
+from agent_service.transport.access import current_caller
 from agent_service.transport.requests import Reader
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -42,11 +43,10 @@ class _Until:
 class AgentServicer(pb_grpc.AgentServiceServicer):
     """Adapts AgentService onto agents."""
 
-    def __init__(self, agents: Agents, runs: Runs, limits: Limits, caller: Caller) -> None:
+    def __init__(self, agents: Agents, runs: Runs, limits: Limits) -> None:
         self._agents = agents
         self._runs = runs
         self._limits = limits
-        self._caller = caller
 
     async def BuildRequest(self, request: pb.BuildRequestRequest, context: Context) -> pb.BuildRequestResponse:
         arm = request.WhichOneof("request")
@@ -54,10 +54,10 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
         match arm:
             case "step":
                 command: StartCommand | SubmitCommand = self._read_start(reader, request.step)[0]
-                agent = await self._agents.get(request.step.agent_id, self._caller)
+                agent = await self._agents.get(request.step.agent_id, current_caller())
             case "submit":
                 command = self._read_submit(reader, request.submit)[0]
-                agent = await self._agents.of_run(request.submit.run_id, self._caller)
+                agent = await self._agents.of_run(request.submit.run_id, current_caller())
             case _:
                 reader.problems.add("request", "is not set; set step or submit")
                 reader.done()
@@ -68,11 +68,11 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
     async def Step(self, request: pb.StepRequest, context: Context) -> pb.StepResponse:
         reader = Reader(self._limits)
         command, view, cancel = self._read_start(reader, request)
-        agent = await self._agents.get(request.agent_id, self._caller)
+        agent = await self._agents.get(request.agent_id, current_caller())
         wait = 0.0 if request.background else reader.seconds("max_wait", request.max_wait, request.HasField("max_wait"))
         reader.done()
         result = await self._step(agent, command, wait, view, cancel, context)
-        run = translate.run(await self._runs.get(self._caller.tenant, result.run_id))
+        run = translate.run(await self._runs.get(current_caller().tenant, result.run_id))
         response = pb.StepResponse(run=run)
         self._add_messages(response, result)
         return response
@@ -81,7 +81,7 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
         reader = Reader(self._limits, "step.")
         reader.refuse_in_stream(request.step, "Step")
         command, view, cancel = self._read_start(reader, request.step)
-        agent = await self._agents.get(request.step.agent_id, self._caller)
+        agent = await self._agents.get(request.step.agent_id, current_caller())
         async with aclosing(self._events(agent, command, request.stream_tokens, view, cancel, context)) as events:
             async for event in events:
                 yield pb.StreamResponse(event=event)
@@ -93,12 +93,12 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
         command, cancel = self._read_submit(reader, request)
         wait = 0.0 if request.background else reader.seconds("max_wait", request.max_wait, request.HasField("max_wait"))
         reader.done()
-        agent = await self._agents.of_run(request.run_id, self._caller)
+        agent = await self._agents.of_run(request.run_id, current_caller())
         result = await self._step(agent, command, wait, View(), cancel, context)
         assert result.receipt is not None
         response = pb.SubmitToolReturnsResponse(
             receipt=translate.receipt(result.receipt),
-            run=translate.run(await self._runs.get(self._caller.tenant, request.run_id)),
+            run=translate.run(await self._runs.get(current_caller().tenant, request.run_id)),
         )
         self._add_messages(response, result)
         return response
@@ -109,7 +109,7 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
         reader = Reader(self._limits, "submit.")
         reader.refuse_in_stream(request.submit, "SubmitToolReturns")
         command, cancel = self._read_submit(reader, request.submit)
-        agent = await self._agents.of_run(request.submit.run_id, self._caller)
+        agent = await self._agents.of_run(request.submit.run_id, current_caller())
         async with aclosing(self._events(agent, command, request.stream_tokens, View(), cancel, context)) as events:
             async for event in events:
                 yield pb.StreamToolReturnsResponse(event=event)
@@ -168,12 +168,12 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
     @contextmanager
     def _cancelling(self, run_id: str, cancel: bool) -> Iterator[_Until]:
         """Cancels the run if the call ends before the run stopped, where the caller asked for that."""
-        until = _Until()
+        until, tenant = _Until(), current_caller().tenant
         try:
             yield until
         except (asyncio.CancelledError, GeneratorExit):
             if cancel and not until.stopped:
-                self._runs.cancel_soon(self._caller.tenant, run_id)
+                self._runs.cancel_soon(tenant, run_id)
             raise
 
     def _add_messages(self, response: pb.StepResponse | pb.SubmitToolReturnsResponse, result: StepResult) -> None:

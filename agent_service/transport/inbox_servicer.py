@@ -13,11 +13,11 @@ from agentrpc.v1 import tools_pb2
 
 from agent_service.domain.registry import CallFilter
 from agent_service.domain.tool import PendingKind
-from agent_service.engine.commands import Caller
 from agent_service.engine.inbox import Inbox
 from agent_service.engine.limits import Limits
 from agent_service.engine.store import RunStore
 from agent_service.transport import translate
+from agent_service.transport.access import current_caller
 from agent_service.transport.paging import bounded_page, read_page, write_token
 from agent_service.transport.requests import Reader
 
@@ -37,11 +37,10 @@ _MOST_PROGRESS = 4096
 class InboxServicer(pb_grpc.InboxServiceServicer):
     """Adapts InboxService onto the store and the inbox."""
 
-    def __init__(self, inbox: Inbox, store: RunStore, limits: Limits, caller: Caller) -> None:
+    def __init__(self, inbox: Inbox, store: RunStore, limits: Limits) -> None:
         self._inbox = inbox
         self._store = store
         self._limits = limits
-        self._caller = caller
 
     async def ListPendingToolCalls(
         self, request: pb.ListPendingToolCallsRequest, context: Context
@@ -60,7 +59,7 @@ class InboxServicer(pb_grpc.InboxServiceServicer):
             reader.problems, self._limits, "calls", request.page_size, request.page_token, descending=descending
         )
         reader.done()
-        calls = await self._store.waiting_calls(self._caller.tenant, which, page)
+        calls = await self._store.waiting_calls(current_caller().tenant, which, page)
         now = self._store.now()
         standing = [translate.waiting_call(call.at(now)) for call in calls]
         shown = bounded_page(standing, page.limit - 1, self._limits.max_response_bytes)
@@ -74,7 +73,7 @@ class InboxServicer(pb_grpc.InboxServiceServicer):
         reader = Reader(self._limits, "filter.")
         which = self._filter(reader, request.filter)
         reader.done()
-        async with aclosing(self._inbox.watch(self._caller.tenant, which)) as changes:
+        async with aclosing(self._inbox.watch(current_caller().tenant, which)) as changes:
             async for change in changes:
                 yield translate.inbox_change(change)
 
@@ -88,7 +87,7 @@ class InboxServicer(pb_grpc.InboxServiceServicer):
         if not 0 <= request.max_calls <= _MOST_CALLS:
             reader.problems.add("max_calls", f"{request.max_calls} is not from 1 to {_MOST_CALLS}, or 0 for 1")
         reader.done()
-        claimed = await self._inbox.claim(self._caller.tenant, which, worker_id, lease, request.max_calls or 1)
+        claimed = await self._inbox.claim(current_caller().tenant, which, worker_id, lease, request.max_calls or 1)
         calls = [pb.ClaimedToolCall(call=translate.waiting_call(call), claim_token=token) for call, token in claimed]
         return pb.ClaimToolCallsResponse(calls=calls)
 
@@ -101,7 +100,7 @@ class InboxServicer(pb_grpc.InboxServiceServicer):
         lease = _lease(reader, request)
         reader.done()
         extended = await self._inbox.extend(
-            self._caller.tenant, run_id, request.tool_call_id, request.claim_token, lease, request.progress
+            current_caller().tenant, run_id, request.tool_call_id, request.claim_token, lease, request.progress
         )
         return pb.ExtendToolCallResponse(
             claim_expire_time=translate.timestamp(extended.claim_expire_time),

@@ -16,6 +16,7 @@ from grpc_status import rpc_status
 
 from agent_service.domain.errors import AgentServiceError, Reason
 from agent_service.engine.telemetry import NO_TELEMETRY, Telemetry
+from agent_service.transport.access import Access, Admission, current_caller
 from agent_service.transport.status import CODES, to_status
 
 log = structlog.get_logger()
@@ -25,14 +26,17 @@ _QUIET = ("/grpc.health.", "/grpc.reflection.")
 
 
 class Guard(grpc.aio.ServerInterceptor):
-    """Wraps handlers. Must be the outermost interceptor.
+    """Wraps handlers. Must be the outermost interceptor. Without `access` every call is admitted.
 
     Server-streaming handlers are async generators; here they become coroutines that write, because only then a client
     that leaves during a write cancels the generator in its own task.
     """
 
-    def __init__(self, max_request_bytes: int, stall_seconds: float, telemetry: Telemetry = NO_TELEMETRY) -> None:
+    def __init__(
+        self, max_request_bytes: int, stall_seconds: float, access: Access | None, telemetry: Telemetry = NO_TELEMETRY
+    ) -> None:
         self._telemetry = telemetry
+        self._access = access
         self._max_request_bytes = max_request_bytes
         self._stall_seconds = stall_seconds
         self._calls = 0
@@ -66,9 +70,16 @@ class Guard(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or method.startswith(_QUIET):
             return handler
+        admission = None
+        if self._access is not None:
+            try:
+                admission = await self._access.admit(method, handler_call_details.invocation_metadata)
+            except Exception as error:
+                # As a stream of requests, so that none is received.
+                return grpc.stream_stream_rpc_method_handler(self._refusing(method, error))
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                self._streaming(method, handler.unary_stream),
+                self._streaming(method, handler.unary_stream, admission),
                 request_deserializer=_parser(handler.request_deserializer),
                 response_serializer=handler.response_serializer,
             )
@@ -91,16 +102,26 @@ class Guard(grpc.aio.ServerInterceptor):
 
         return handle
 
-    def _streaming(self, method: str, inner: Any) -> Any:
+    def _streaming(self, method: str, inner: Any, admission: Admission | None) -> Any:
         async def handle(request: Message | None, context: Context) -> None:
             with self._under_way():
                 async with _Call(method, context, self._telemetry) as call:
                     self._check(request)
                     async with aclosing(inner(request, context)) as responses:
                         async for response in responses:
+                            if admission is not None:
+                                await admission.keep()
                             await self._write(context, response)
                 if call.status is not None:
                     await context.abort_with_status(call.status)
+
+        return handle
+
+    def _refusing(self, method: str, error: Exception) -> Any:
+        async def handle(requests: object, context: Context) -> None:
+            async with _Call(method, context, self._telemetry) as call:
+                raise error
+            await context.abort_with_status(call.status)
 
         return handle
 
@@ -153,6 +174,9 @@ class _Call:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(rpc=self._method.rsplit("/", 1)[-1])
         self._answered = self._telemetry.call(self._method, self._context.invocation_metadata)
+        caller = current_caller()
+        if caller.name:
+            structlog.contextvars.bind_contextvars(tenant=caller.tenant, caller=caller.name)
         return self
 
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:

@@ -14,11 +14,11 @@ from agentrpc.v1 import memory_pb2
 from agent_service.domain.errors import FieldViolation, invalid
 from agent_service.domain.memory import BlockFilter, BlockRecord, MemoryBlock, problems
 from agent_service.engine.agents import Agents
-from agent_service.engine.commands import Caller
 from agent_service.engine.limits import Limits
 from agent_service.engine.registry import Registry
 from agent_service.engine.runs import Runs
 from agent_service.transport import translate
+from agent_service.transport.access import current_caller
 from agent_service.transport.paging import bounded_page, page_size, read_token, write_token
 from agent_service.transport.requests import Reader, masked
 
@@ -31,12 +31,11 @@ _LABEL = re.compile(r"[A-Za-z0-9_-]{0,64}")
 class MemoryServicer(pb_grpc.AgentRegistryServiceServicer):
     """Adapts memory blocks onto the registry."""
 
-    def __init__(self, agents: Agents, registry: Registry, runs: Runs, limits: Limits, caller: Caller) -> None:
+    def __init__(self, agents: Agents, registry: Registry, runs: Runs, limits: Limits) -> None:
         self._agents = agents
         self._registry = registry
         self._runs = runs
         self._limits = limits
-        self._caller = caller
 
     async def CreateMemoryBlock(
         self, request: pb.CreateMemoryBlockRequest, context: Context
@@ -47,12 +46,12 @@ class MemoryServicer(pb_grpc.AgentRegistryServiceServicer):
         block = self._block(request.memory_block)
         self._check(block)
         block = replace(block, memory_block_id=block.memory_block_id or self._runs.parts.new_id("mem"))
-        record = await self._registry.create_block(self._caller.tenant, block)
+        record = await self._registry.create_block(current_caller().tenant, block)
         return pb.CreateMemoryBlockResponse(memory_block=translate.memory_block(record))
 
     async def GetMemoryBlock(self, request: pb.GetMemoryBlockRequest, context: Context) -> pb.GetMemoryBlockResponse:
         block_id = self._block_id("", request.memory_block_id)
-        record = await self._registry.get_block(self._caller.tenant, block_id)
+        record = await self._registry.get_block(current_caller().tenant, block_id)
         return pb.GetMemoryBlockResponse(memory_block=translate.memory_block(record))
 
     async def ListMemoryBlocks(
@@ -67,10 +66,10 @@ class MemoryServicer(pb_grpc.AgentRegistryServiceServicer):
         reader.done()
         block_ids = None
         if request.agent_id:
-            agent = await self._agents.look_up(request.agent_id, self._caller)
+            agent = await self._agents.look_up(request.agent_id, current_caller())
             block_ids = frozenset(agent.definition.memory_block_ids)
         which = BlockFilter(block_ids, request.label)
-        found = await self._registry.list_blocks(self._caller.tenant, which, after_id, size + 1)
+        found = await self._registry.list_blocks(current_caller().tenant, which, after_id, size + 1)
         shown = bounded_page(map(translate.memory_block, found), size, self._limits.max_response_bytes)
         more = bool(shown) and len(shown) < len(found)
         token = write_token("memory_blocks", 0, shown[-1].memory_block_id) if more else ""
@@ -92,14 +91,14 @@ class MemoryServicer(pb_grpc.AgentRegistryServiceServicer):
             self._check(block)
             return block
 
-        record = await self._registry.update_block(self._caller.tenant, block_id, edit)
+        record = await self._registry.update_block(current_caller().tenant, block_id, edit)
         return pb.UpdateMemoryBlockResponse(memory_block=translate.memory_block(record))
 
     async def DeleteMemoryBlock(
         self, request: pb.DeleteMemoryBlockRequest, context: Context
     ) -> pb.DeleteMemoryBlockResponse:
         block_id = self._block_id("", request.memory_block_id)
-        await self._registry.delete_block(self._caller.tenant, block_id, request.etag)
+        await self._registry.delete_block(current_caller().tenant, block_id, request.etag)
         return pb.DeleteMemoryBlockResponse()
 
     def _block_id(self, prefix: str, block_id: str) -> str:

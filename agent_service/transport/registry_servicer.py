@@ -22,6 +22,7 @@ from agent_service.domain.run import (
     Sleeptime,
 )
 from agent_service.transport import translate
+from agent_service.transport.access import current_caller
 from agent_service.transport.memory_servicer import MemoryServicer
 from agent_service.transport.paging import bounded_page, page_size, read_page, read_token, write_token
 from agent_service.transport.requests import Reader, masked
@@ -55,20 +56,22 @@ class AgentRegistryServicer(MemoryServicer):
     async def CreateAgent(self, request: pb.CreateAgentRequest, context: Context) -> pb.CreateAgentResponse:
         definition = self._definition(request.agent)
         definition = replace(definition, agent_id=definition.agent_id or self._runs.parts.new_id("agent"))
-        return pb.CreateAgentResponse(agent=translate.agent(await self._agents.create(definition, self._caller)))
+        return pb.CreateAgentResponse(agent=translate.agent(await self._agents.create(definition, current_caller())))
 
     async def GetAgent(self, request: pb.GetAgentRequest, context: Context) -> pb.GetAgentResponse:
         reader = Reader(self._limits)
         reader.id("agent_id", request.agent_id)
         reader.done()
-        return pb.GetAgentResponse(agent=translate.agent(await self._agents.look_up(request.agent_id, self._caller)))
+        return pb.GetAgentResponse(
+            agent=translate.agent(await self._agents.look_up(request.agent_id, current_caller()))
+        )
 
     async def ListAgents(self, request: pb.ListAgentsRequest, context: Context) -> pb.ListAgentsResponse:
         reader = Reader(self._limits)
         size = page_size(reader.problems, self._limits, request.page_size)
         stored, after_id = read_token(reader.problems, "agents", request.page_token)
         reader.done()
-        agents = await self._agents.page((bool(stored), after_id), size + 1, self._caller)
+        agents = await self._agents.page((bool(stored), after_id), size + 1, current_caller())
         shown = bounded_page(map(translate.agent, agents), size, self._limits.max_response_bytes)
         more = bool(shown) and len(shown) < len(agents)
         token = write_token("agents", int(not shown[-1].configured), shown[-1].agent_id) if more else ""
@@ -84,14 +87,14 @@ class AgentRegistryServicer(MemoryServicer):
         def edit(present: AgentDefinition) -> AgentDefinition:
             return replace(present, **{name: getattr(wanted, name) for name in paths})
 
-        known = await self._agents.update(wanted.agent_id, request.agent.etag, edit, self._caller)
+        known = await self._agents.update(wanted.agent_id, request.agent.etag, edit, current_caller())
         return pb.UpdateAgentResponse(agent=translate.agent(known))
 
     async def DeleteAgent(self, request: pb.DeleteAgentRequest, context: Context) -> pb.DeleteAgentResponse:
         reader = Reader(self._limits)
         reader.required_id("agent_id", request.agent_id, "the agent")
         reader.done()
-        await self._agents.delete(request.agent_id, request.etag, self._caller)
+        await self._agents.delete(request.agent_id, request.etag, current_caller())
         return pb.DeleteAgentResponse()
 
     async def CreateConversation(
@@ -102,13 +105,13 @@ class AgentRegistryServicer(MemoryServicer):
         labels = reader.labels(request.labels)
         reader.done()
         made = await self._registry.create_conversation(
-            self._caller.tenant, conversation_id or self._runs.parts.new_id("conv"), labels
+            current_caller().tenant, conversation_id or self._runs.parts.new_id("conv"), labels
         )
         return pb.CreateConversationResponse(conversation=translate.conversation(made))
 
     async def GetConversation(self, request: pb.GetConversationRequest, context: Context) -> pb.GetConversationResponse:
         conversation_id = self._conversation_id(request.conversation_id)
-        found = await self._registry.get_conversation(self._caller.tenant, conversation_id)
+        found = await self._registry.get_conversation(current_caller().tenant, conversation_id)
         return pb.GetConversationResponse(conversation=translate.conversation(found))
 
     async def ListConversations(
@@ -121,7 +124,7 @@ class AgentRegistryServicer(MemoryServicer):
             reader.problems, self._limits, "conversations", request.page_size, request.page_token, descending=descending
         )
         reader.done()
-        found = await self._registry.list_conversations(self._caller.tenant, labels, page)
+        found = await self._registry.list_conversations(current_caller().tenant, labels, page)
         shown = bounded_page(map(translate.conversation, found), page.limit - 1, self._limits.max_response_bytes)
         last = found[len(shown) - 1] if shown and len(shown) < len(found) else None
         token = write_token("conversations", last.create_time, last.conversation_id) if last else ""
@@ -131,8 +134,8 @@ class AgentRegistryServicer(MemoryServicer):
         self, request: pb.DeleteConversationRequest, context: Context
     ) -> pb.DeleteConversationResponse:
         conversation_id = self._conversation_id(request.conversation_id)
-        await self._registry.delete_conversation(self._caller.tenant, conversation_id)
-        await self._runs.forget(self._caller.tenant, conversation_id)
+        await self._registry.delete_conversation(current_caller().tenant, conversation_id)
+        await self._runs.forget(current_caller().tenant, conversation_id)
         return pb.DeleteConversationResponse()
 
     async def ListMessages(self, request: pb.ListMessagesRequest, context: Context) -> pb.ListMessagesResponse:
@@ -154,7 +157,7 @@ class AgentRegistryServicer(MemoryServicer):
 
     async def _message_reader(self, request: pb.ListMessagesRequest, descending: bool) -> ReadMessages:
         """Reads pages of the conversation or of the run that is asked for."""
-        tenant, conversation_id, run_id = self._caller.tenant, request.conversation_id, request.run_id
+        tenant, conversation_id, run_id = current_caller().tenant, request.conversation_id, request.run_id
         first = 0
         if run_id:
             run = (await self._runs.get(tenant, run_id)).run

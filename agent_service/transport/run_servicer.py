@@ -14,11 +14,11 @@ from agentrpc.v1 import runs_pb2
 
 from agent_service.domain.registry import RunFilter
 from agent_service.domain.run import RunStatus
-from agent_service.engine.commands import Caller
 from agent_service.engine.limits import Limits
 from agent_service.engine.runs import Runs
 from agent_service.engine.view import Viewer
 from agent_service.transport import translate
+from agent_service.transport.access import current_caller
 from agent_service.transport.paging import bounded_page, read_page, write_token
 from agent_service.transport.requests import Reader
 
@@ -28,14 +28,13 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class RunServicer(pb_grpc.RunServiceServicer):
     """Adapts RunService onto the use cases of runs."""
 
-    def __init__(self, runs: Runs, limits: Limits, caller: Caller) -> None:
+    def __init__(self, runs: Runs, limits: Limits) -> None:
         self._runs = runs
         self._limits = limits
-        self._caller = caller
 
     async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
         self._read_id(Reader(self._limits), request.run_id)
-        return pb.GetRunResponse(run=translate.run(await self._runs.get(self._caller.tenant, request.run_id)))
+        return pb.GetRunResponse(run=translate.run(await self._runs.get(current_caller().tenant, request.run_id)))
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: Context) -> AsyncGenerator[pb.WatchRunResponse]:
         reader = Reader(self._limits)
@@ -45,7 +44,7 @@ class RunServicer(pb_grpc.RunServiceServicer):
             reader.problems.add("stop_at", f"{request.stop_at} is not a value of StopAt")
         view = reader.view(request)
         self._read_id(reader, request.run_id)
-        tenant = self._caller.tenant
+        tenant = current_caller().tenant
         viewer = Viewer(view, await self._runs.parts.store.get_pinned(tenant, request.run_id))
         events = self._runs.watch(
             tenant,
@@ -78,7 +77,7 @@ class RunServicer(pb_grpc.RunServiceServicer):
             reader.problems, self._limits, "runs", request.page_size, request.page_token, descending=descending
         )
         reader.done()
-        runs = await self._runs.parts.store.list_runs(self._caller.tenant, which, page)
+        runs = await self._runs.parts.store.list_runs(current_caller().tenant, which, page)
         shown = bounded_page(map(translate.run, runs), page.limit - 1, self._limits.max_response_bytes)
         last = runs[len(shown) - 1].run if shown and len(shown) < len(runs) else None
         token = write_token("runs", last.create_time, last.run_id) if last else ""
@@ -88,16 +87,16 @@ class RunServicer(pb_grpc.RunServiceServicer):
         reader = Reader(self._limits)
         request_id = reader.id("request_id", request.request_id)
         self._read_id(reader, request.run_id)
-        snapshot = await self._runs.retry(self._caller.tenant, request.run_id, request_id)
+        snapshot = await self._runs.retry(current_caller().tenant, request.run_id, request_id)
         return pb.RetryRunResponse(run=translate.run(snapshot))
 
     async def CancelRun(self, request: pb.CancelRunRequest, context: Context) -> pb.CancelRunResponse:
         self._read_id(Reader(self._limits), request.run_id)
-        return pb.CancelRunResponse(run=translate.run(await self._runs.cancel(self._caller.tenant, request.run_id)))
+        return pb.CancelRunResponse(run=translate.run(await self._runs.cancel(current_caller().tenant, request.run_id)))
 
     async def DeleteRun(self, request: pb.DeleteRunRequest, context: Context) -> pb.DeleteRunResponse:
         self._read_id(Reader(self._limits), request.run_id)
-        await self._runs.parts.store.delete_run(self._caller.tenant, request.run_id)
+        await self._runs.parts.store.delete_run(current_caller().tenant, request.run_id)
         return pb.DeleteRunResponse()
 
     def _read_id(self, reader: Reader, run_id: str) -> None:

@@ -24,18 +24,20 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from agent_service.engine.agents import Agents
-from agent_service.engine.commands import Caller
 from agent_service.engine.inbox import Inbox
 from agent_service.engine.limits import MIB, Limits
 from agent_service.engine.registry import Registry
 from agent_service.engine.runs import Runs
+from agent_service.transport.access import Access
 from agent_service.transport.agent_servicer import AgentServicer
+from agent_service.transport.binding import bind
 from agent_service.transport.descriptors import ShippedDescriptors
 from agent_service.transport.inbox_servicer import InboxServicer
 from agent_service.transport.interceptors import Guard
 from agent_service.transport.registry_servicer import AgentRegistryServicer
 from agent_service.transport.run_servicer import RunServicer
 from agent_service.transport.server_servicer import ServerServicer
+from agent_service.transport.tls import TlsFiles
 
 SERVICES: tuple[str, ...] = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name
@@ -53,14 +55,10 @@ _LAST_WORDS_SECONDS = 0.2
 _REFLECTION = ("grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection")
 
 
-class BindError(Exception):
-    """The address cannot be listened on; the text says why."""
-
-
 class Server:
-    """A server that is not started yet. `port` is the real one, also when port 0 was asked for. With `share_port` other
-    processes may listen on it, too. A connection older than `max_connection_age_seconds` takes no new calls; 0 means
-    that none is too old."""
+    """A server that is not started yet. `port` is the real one, also when port 0 was asked for; see `bind`. With
+    `share_port` other processes may listen on it, too. Without `access` everybody who can connect is let in. A
+    connection older than `max_connection_age_seconds` takes no new calls; 0 means that none is too old."""
 
     def __init__(
         self,
@@ -71,25 +69,24 @@ class Server:
         runs: Runs,
         inbox: Inbox,
         limits: Limits,
-        caller: Caller,
+        access: Access | None = None,
+        tls: TlsFiles | None = None,
+        socket_mode: int = 0o600,
         reflect: bool = True,
         share_port: bool = False,
         stall_seconds: float = 60.0,
         max_connection_age_seconds: float = 0.0,
     ) -> None:
-        self._guard = Guard(limits.max_request_bytes, stall_seconds, runs.parts.telemetry)
+        self._guard = Guard(limits.max_request_bytes, stall_seconds, access, runs.parts.telemetry)
         self._server = grpc.aio.server(
             interceptors=[self._guard],
             options=[*_options(limits, share_port), *_connection_age(max_connection_age_seconds)],
         )
         self._health = health.aio.HealthServicer()
-        self._add_services(agents, registry, runs, inbox, limits, caller)
+        self._add_services(agents, registry, runs, inbox, limits)
         if reflect:
             self._add_reflection()
-        try:
-            self.port = self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise BindError(f"cannot listen on {address}: is another server running there?") from error
+        self.port = bind(self._server, address, tls, socket_mode)
 
     async def start(self) -> None:
         """Serves from now on; health says SERVING."""
@@ -105,21 +102,17 @@ class Server:
         # What is left is open on purpose, such as watches of health; the last words of the others are on their way.
         await self._server.stop(_LAST_WORDS_SECONDS)
 
-    def _add_services(
-        self, agents: Agents, registry: Registry, runs: Runs, inbox: Inbox, limits: Limits, caller: Caller
-    ) -> None:
-        agent_service_pb2_grpc.add_AgentServiceServicer_to_server(
-            AgentServicer(agents, runs, limits, caller), self._server
-        )
-        run_service_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(runs, limits, caller), self._server)
+    def _add_services(self, agents: Agents, registry: Registry, runs: Runs, inbox: Inbox, limits: Limits) -> None:
+        agent_service_pb2_grpc.add_AgentServiceServicer_to_server(AgentServicer(agents, runs, limits), self._server)
+        run_service_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(runs, limits), self._server)
         agent_registry_service_pb2_grpc.add_AgentRegistryServiceServicer_to_server(
-            AgentRegistryServicer(agents, registry, runs, limits, caller), self._server
+            AgentRegistryServicer(agents, registry, runs, limits), self._server
         )
         server_service_pb2_grpc.add_ServerServiceServicer_to_server(
             ServerServicer(agents, limits, runs.parts.store.name), self._server
         )
         inbox_service_pb2_grpc.add_InboxServiceServicer_to_server(
-            InboxServicer(inbox, runs.parts.store, limits, caller), self._server
+            InboxServicer(inbox, runs.parts.store, limits), self._server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 

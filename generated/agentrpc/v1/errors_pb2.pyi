@@ -270,6 +270,26 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Metadata: agent_id, that of the sleeptime agent; foreground_agent_id.
     Message: "agent_id: 'desk' answers through agent 'sales', which does not exist any more; make it again, or change sleeptime.foreground_agent_id of 'desk'"
     """
+    ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 62
+    """No valid credential came with the call: none, an unknown one or one that has expired; the server's log says which.
+    A stream ends with it, too, when its credential has expired or was withdrawn. Send a valid one; a token that has
+    expired is renewed by its issuer.
+    Code: UNAUTHENTICATED.
+    Message: "no valid credential came with the call; send 'authorization: Bearer ' and an API key or a token of this
+    service's issuer that has not expired"
+    """
+    ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 63
+    """The credential is valid, and is not for this method. Use one that has the scope.
+    Code: PERMISSION_DENIED.
+    Metadata: scope.
+    Message: "the credential has no scope 'admin', which DeleteRun needs; use another one"
+    """
+    ERROR_REASON_AUTH_UNAVAILABLE: _ErrorReason.ValueType  # 64
+    """The credential is a token, and the keys of its issuer cannot be fetched. Repeat the call after the delay in
+    RetryInfo.
+    Code: UNAVAILABLE.
+    Message: "the credential cannot be checked now, since the issuer's keys cannot be fetched; try again"
+    """
     ERROR_REASON_LLM_UNAVAILABLE: _ErrorReason.ValueType  # 40
     """Reasons of runs that failed or were interrupted (`RunError.reason`).
 
@@ -610,6 +630,26 @@ ERROR_REASON_FOREGROUND_AGENT_NOT_FOUND: ErrorReason.ValueType  # 60
 Code: FAILED_PRECONDITION.
 Metadata: agent_id, that of the sleeptime agent; foreground_agent_id.
 Message: "agent_id: 'desk' answers through agent 'sales', which does not exist any more; make it again, or change sleeptime.foreground_agent_id of 'desk'"
+"""
+ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 62
+"""No valid credential came with the call: none, an unknown one or one that has expired; the server's log says which.
+A stream ends with it, too, when its credential has expired or was withdrawn. Send a valid one; a token that has
+expired is renewed by its issuer.
+Code: UNAUTHENTICATED.
+Message: "no valid credential came with the call; send 'authorization: Bearer ' and an API key or a token of this
+service's issuer that has not expired"
+"""
+ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 63
+"""The credential is valid, and is not for this method. Use one that has the scope.
+Code: PERMISSION_DENIED.
+Metadata: scope.
+Message: "the credential has no scope 'admin', which DeleteRun needs; use another one"
+"""
+ERROR_REASON_AUTH_UNAVAILABLE: ErrorReason.ValueType  # 64
+"""The credential is a token, and the keys of its issuer cannot be fetched. Repeat the call after the delay in
+RetryInfo.
+Code: UNAVAILABLE.
+Message: "the credential cannot be checked now, since the issuer's keys cannot be fetched; try again"
 """
 ERROR_REASON_LLM_UNAVAILABLE: ErrorReason.ValueType  # 40
 """Reasons of runs that failed or were interrupted (`RunError.reason`).

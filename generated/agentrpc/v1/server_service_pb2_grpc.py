@@ -30,6 +30,10 @@ class ServerServiceStub:
 
     The protocol: call `GetServerInfo` once after connecting; it changes only when the server is restarted.
 
+    A server may ask for credentials. Then each call to any service here carries `authorization: Bearer CREDENTIAL` in its
+    metadata, and a call without a valid one is refused with ERROR_REASON_UNAUTHENTICATED. Everything that a call finds or
+    makes belongs to the tenant of its credential.
+
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
     with the same id.
@@ -52,6 +56,10 @@ class ServerServiceServicer:
     """Says what this server is.
 
     The protocol: call `GetServerInfo` once after connecting; it changes only when the server is restarted.
+
+    A server may ask for credentials. Then each call to any service here carries `authorization: Bearer CREDENTIAL` in its
+    metadata, and a call without a valid one is refused with ERROR_REASON_UNAUTHENTICATED. Everything that a call finds or
+    makes belongs to the tenant of its credential.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
@@ -85,6 +93,10 @@ class ServerService:
     """Says what this server is.
 
     The protocol: call `GetServerInfo` once after connecting; it changes only when the server is restarted.
+
+    A server may ask for credentials. Then each call to any service here carries `authorization: Bearer CREDENTIAL` in its
+    metadata, and a call without a valid one is refused with ERROR_REASON_UNAUTHENTICATED. Everything that a call finds or
+    makes belongs to the tenant of its credential.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat

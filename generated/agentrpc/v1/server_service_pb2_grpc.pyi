@@ -31,6 +31,10 @@ class ServerServiceStub:
 
     The protocol: call `GetServerInfo` once after connecting; it changes only when the server is restarted.
 
+    A server may ask for credentials. Then each call to any service here carries `authorization: Bearer CREDENTIAL` in its
+    metadata, and a call without a valid one is refused with ERROR_REASON_UNAUTHENTICATED. Everything that a call finds or
+    makes belongs to the tenant of its credential.
+
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
     with the same id.
@@ -49,6 +53,10 @@ class ServerServiceAsyncStub(ServerServiceStub):
 
     The protocol: call `GetServerInfo` once after connecting; it changes only when the server is restarted.
 
+    A server may ask for credentials. Then each call to any service here carries `authorization: Bearer CREDENTIAL` in its
+    metadata, and a call without a valid one is refused with ERROR_REASON_UNAUTHENTICATED. Everything that a call finds or
+    makes belongs to the tenant of its credential.
+
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
     with the same id.
@@ -62,6 +70,10 @@ class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Says what this server is.
 
     The protocol: call `GetServerInfo` once after connecting; it changes only when the server is restarted.
+
+    A server may ask for credentials. Then each call to any service here carries `authorization: Bearer CREDENTIAL` in its
+    metadata, and a call without a valid one is refused with ERROR_REASON_UNAUTHENTICATED. Everything that a call finds or
+    makes belongs to the tenant of its credential.
 
     A gRPC error means: this call changed nothing. What happened to the run, also its failure, is in the answer with
     status OK: look at `run.status`. DEADLINE_EXCEEDED, CANCELLED and UNAVAILABLE mean: unknown, look it up or repeat
