@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from agent_service.engine import schema_work
 from agent_service.engine.schema_work import TooMuchWorkError, Work
-from agent_service.engine.schemas import schema_problem, text_violation
+from agent_service.engine.schemas import JsonError, parse_json, schema_problem, text_violation
 
 TOO_LONG = "cannot be checked: it would take too long with this schema"
 
@@ -199,3 +200,12 @@ def test_the_count_stops_at_its_own_bound(monkeypatch: pytest.MonkeyPatch) -> No
     work.check({"a": [1]}, '{"a": [1]}')
     with pytest.raises(TooMuchWorkError):
         work.check({"a": list(range(20))}, json.dumps({"a": list(range(20))}))
+
+
+def test_a_key_that_stands_twice_among_very_many_is_found_at_once() -> None:
+    """The time grows with the text, not with its square, which would be minutes here."""
+    text = "{" + "".join(f'"k{i}":0,' for i in range(100_000)) + '"k99999":1}'
+    begun = time.thread_time()
+    with pytest.raises(JsonError, match="'k99999' twice"):
+        parse_json(text)
+    assert time.thread_time() - begun < 2
