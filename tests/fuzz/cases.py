@@ -127,7 +127,7 @@ class _Dialogue:
                 await self._send("Step", self._start())
 
     async def _pending(self) -> list[tools_pb2.PendingToolCall]:
-        answer, received = await self._send("GetRun", run_service_pb2.GetRunRequest(run_id=self._run_id))
+        _, received = await self._send("GetRun", run_service_pb2.GetRunRequest(run_id=self._run_id))
         found = received[0] if received else None
         return list(found.run.pending_tool_calls) if isinstance(found, run_service_pb2.GetRunResponse) else []
 

@@ -12,7 +12,8 @@ from grpc_status import rpc_status
 from agent_service.transport.status import CODES, DOMAIN, MAX_DETAILS_BYTES
 
 _ALLOWED = {code.name for code in CODES.values()} - {"INTERNAL", "UNKNOWN"}
-_BY_CLIENT = ("Deadline Exceeded", "Locally cancelled")
+_REASONS = frozenset(errors_pb2.ErrorReason.keys()) - {"ERROR_REASON_UNSPECIFIED"}
+_BY_CLIENT = ("Deadline Exceeded", "Locally cancelled", "Stream removed (Deadline Exceeded)")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def _wrong(error: grpc.aio.AioRpcError, code: str, message: str) -> str:
     if status is None:
         return f"{code} without details: {message}"
     infos = [_info(detail) for detail in status.details if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR)]
-    if len(infos) != 1 or infos[0].domain != DOMAIN or infos[0].reason not in errors_pb2.ErrorReason.keys():
+    if len(infos) != 1 or infos[0].domain != DOMAIN or infos[0].reason not in _REASONS:
         return f"{code} with the reasons {infos}: {message}"
     if status.ByteSize() > MAX_DETAILS_BYTES:
         return f"{code} with {status.ByteSize()} bytes of details: {message}"
