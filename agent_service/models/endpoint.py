@@ -34,7 +34,8 @@ from agent_service.models.failures import error_status, one_line, retry_after, u
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 
 # The SDK maps most of what its transport raises, but not all, and nothing while we read the bytes of a stream.
-_TRANSPORT_ERRORS = (httpx2.HTTPError, httpx2.StreamError, aiohttp.ClientError, OSError)
+# RuntimeError is what aiohttp raises where a connection was closed between two reads.
+_TRANSPORT_ERRORS = (httpx2.HTTPError, httpx2.StreamError, aiohttp.ClientError, OSError, RuntimeError)
 
 _CONNECTIONS = 1000
 

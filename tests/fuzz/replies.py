@@ -8,6 +8,7 @@ import json
 import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 from typing import Any
 
@@ -262,16 +263,16 @@ async def endless_text(out: Writer, asked: Asked) -> bool:
 async def drip(out: Writer, asked: Asked) -> bool:
     """A few bytes a second, for longer than anybody waits."""
     await out.head()
-    for byte in b'data: {"choices":[{"index":0,"delta":{"content":"slow"}}]}\n\n' * 3:
+    for byte in b'data: {"choices":[{"index":0,"delta":{"content":"slow"}}]}\n\n':
         await out.chunk(bytes([byte]))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.03)
     return await out.finish()
 
 
 @_reply
 async def dripping_head(out: Writer, asked: Asked) -> bool:
     await out.raw(b"HTTP/1.1 200 OK\r\n")
-    for index in range(200):
+    for index in range(100):
         await out.raw(f"x-{index}: y\r\n".encode())
         await asyncio.sleep(0.02)
     return False
@@ -296,12 +297,19 @@ async def huge_head(out: Writer, asked: Asked) -> bool:
 async def bomb(out: Writer, asked: Asked) -> bool:
     """Little that becomes much once it is unpacked."""
     kind = asked.rng.choice(("gzip", "deflate"))
-    plain = asked.rng.choice((b"data: ", b"data: x\n\n", b": x\n")) + b"\0" * 1_000_000
-    packed = zlib.compressobj(9, wbits=31 if kind == "gzip" else 15)
+    plain = asked.rng.choice((b"data: ", b"data: x\n\n", b": x\n"))
     await out.head(asked.rng.choice(("200 OK", "500 No")), content_encoding=kind)
-    for _ in range(400):
-        await out.chunk(packed.compress(plain) or b" "[:0] or packed.flush(zlib.Z_SYNC_FLUSH))
+    for piece in _packed(kind, plain):
+        await out.chunk(piece)
     return False
+
+
+@cache
+def _packed(kind: str, plain: bytes) -> tuple[bytes, ...]:
+    packed = zlib.compressobj(9, wbits=31 if kind == "gzip" else 15)
+    pieces = (packed.compress(plain + bytes(1_000_000)) + packed.flush(zlib.Z_SYNC_FLUSH) for _ in range(100))
+    whole = b"".join(pieces)
+    return tuple(whole[at : at + 65_536] for at in range(0, len(whole), 65_536))
 
 
 @_reply
