@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tracemalloc
 from collections.abc import AsyncIterator
 
 import pytest
 
 from agent_service.domain.errors import Reason
 from agent_service.domain.run import Usage
+from agent_service.engine.limits import MIB
 from agent_service.engine.model import BuiltRequest, Expect, ModelAnswer, ModelError
 from agent_service.models.endpoint import Timeouts
 from agent_service.models.openai_chat import OpenAIChatModel
@@ -68,3 +70,17 @@ async def test_whatever_an_endpoint_answers_is_an_answer_or_an_error(endpoint: H
         else:
             assert len(found.message) <= 500
             assert found.retry_after is None or found.retry_after < 10**8
+
+
+async def test_an_error_without_end_is_read_in_part(endpoint: HostileEndpoint) -> None:
+    """The text of an error takes a bounded amount of memory, also if little becomes much once it is unpacked."""
+    for kind, most in (("endless_failure", 16 * MIB), ("packed_failure", 80 * MIB)):
+        tracemalloc.start()
+        try:
+            error = await answered(endpoint, kind)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert isinstance(error, ModelError)
+        assert error.http_status is not None
+        assert peak < most

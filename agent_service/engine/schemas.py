@@ -16,10 +16,9 @@ from jsonschema_rs import Draft202012Validator, FancyRegexOptions, RegexOptions,
 from agent_service.engine.schema_work import LoopError, References, TooMuchWorkError, Work, nodes
 
 _MAX_TEXT = 300
-_PATTERN_BYTES = 4 * 1024 * 1024
-"""Of a compiled pattern."""
-_PATTERNS = FancyRegexOptions(backtrack_limit=10_000, size_limit=_PATTERN_BYTES)
-_LINEAR = RegexOptions(size_limit=_PATTERN_BYTES)
+_PATTERNS_BYTES = 1024 * 1024
+"""Of all compiled patterns of a schema."""
+_LINEAR = RegexOptions(size_limit=_PATTERNS_BYTES)
 
 
 class JsonError(ValueError):
@@ -128,8 +127,11 @@ class _Checker:
 def _checker(schema_json: str) -> _Checker:
     """Raises ValidationError for what the library cannot use, LoopError."""
     schema = json.loads(schema_json)
-    validator = Draft202012Validator(schema, offline=True, pattern_options=_PATTERNS)
-    return _Checker(validator, Work(schema, frozenset(filter(_backtracks, _patterns(schema)))))
+    patterns = _patterns(schema)
+    each = _PATTERNS_BYTES // max(len(patterns), 1)
+    options = FancyRegexOptions(backtrack_limit=10_000, size_limit=each, dfa_size_limit=each)
+    validator = Draft202012Validator(schema, offline=True, pattern_options=options)
+    return _Checker(validator, Work(schema, frozenset(filter(_backtracks, patterns))))
 
 
 def _patterns(schema: dict[str, Any]) -> set[str]:

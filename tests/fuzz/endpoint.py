@@ -41,9 +41,11 @@ class HostileEndpoint:
         """One connection."""
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             while True:
-                body = await _request(reader)
+                body, out = await _request(reader), Writer(writer)
                 self.asked += 1
-                if not await self._answer(body, Writer(writer)):
+                if body is None:
+                    await out.failure(405, "")
+                elif not await self._answer(body, out):
                     break
         writer.close()
 
@@ -59,10 +61,11 @@ class HostileEndpoint:
         return await replies.REPLIES.get(asked.kind, replies.REPLIES["says"])(out, asked)
 
 
-async def _request(reader: asyncio.StreamReader) -> bytes:
+async def _request(reader: asyncio.StreamReader) -> bytes | None:
+    """The body; None if the request has none, as after a redirect."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     found = re.search(rb"content-length: *(\d+)", head)
-    return await reader.readexactly(int(found[1]) if found else 0)
+    return await reader.readexactly(int(found[1])) if found else None
 
 
 def _asked(request: dict[str, Any], body: bytes) -> Asked:

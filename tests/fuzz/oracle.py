@@ -15,6 +15,9 @@ _ALLOWED = {code.name for code in CODES.values()} - {"INTERNAL", "UNKNOWN"}
 _REASONS = frozenset(errors_pb2.ErrorReason.keys()) - {"ERROR_REASON_UNSPECIFIED"}
 _BY_CLIENT = ("Deadline Exceeded", "Locally cancelled", "Stream removed (Deadline Exceeded)")
 
+_BY_TRANSPORT = "Received message larger than max"
+"""gRPC itself refuses what is several MiB above the limit, and cannot give details."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -39,6 +42,8 @@ def judged(error: grpc.aio.AioRpcError) -> Answer:
 def _wrong(error: grpc.aio.AioRpcError, code: str, message: str) -> str:
     if code not in _ALLOWED:
         return f"the code is {code}: {message}"
+    if code == "RESOURCE_EXHAUSTED" and _BY_TRANSPORT in message:
+        return ""
     try:
         status = rpc_status.from_call(error)
     except ValueError as problem:

@@ -298,9 +298,19 @@ async def bomb(out: Writer, asked: Asked) -> bool:
     """Little that becomes much once it is unpacked."""
     kind = asked.rng.choice(("gzip", "deflate"))
     plain = asked.rng.choice((b"data: ", b"data: x\n\n", b": x\n"))
-    await out.head(asked.rng.choice(("200 OK", "500 No")), content_encoding=kind)
+    await out.head(content_encoding=kind)
     for piece in _packed(kind, plain):
         await out.chunk(piece)
+    return False
+
+
+@_reply
+async def packed_failure(out: Writer, asked: Asked) -> bool:
+    """The same as an error."""
+    await out.head("500 No", content_type="application/json", content_encoding="gzip")
+    for _ in range(100):
+        for piece in _packed("gzip", b"x"):
+            await out.chunk(piece)
     return False
 
 
