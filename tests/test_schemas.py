@@ -209,3 +209,29 @@ def test_a_key_that_stands_twice_among_very_many_is_found_at_once() -> None:
     with pytest.raises(JsonError, match="'k99999' twice"):
         parse_json(text)
     assert time.thread_time() - begun < 2
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"propertyNames": {"pattern": "^(a+)+b"}},
+        {"required": [f"r{i}" for i in range(3_000)]},
+        {"anyOf": [{"required": [f"r{i}"]} for i in range(1_000)]},
+        {"oneOf": [{"required": [f"r{i}"]} for i in range(1_000)]},
+        {"additionalProperties": {"type": "integer"}},
+    ],
+    ids=lambda schema: next(iter(schema)),
+)
+def test_a_value_with_very_many_errors_is_refused_at_once(schema: dict[str, Any]) -> None:
+    """One error is told, and the others are not even made: each would hold the whole value."""
+    value = {f"a{i}": "aaaaaaaaaaaaaaaaaaaaaaaa!" for i in range(4_000)}
+    begun = time.thread_time()
+    assert text_violation(json.dumps(schema), json.dumps(value))
+    assert time.thread_time() - begun < 2
+
+
+def test_many_patterns_together_take_as_much_as_one() -> None:
+    """Patterns of which each alone could be used are refused when together they would fill the memory."""
+    pattern = "(a{1,99}){1,40}"
+    assert problem({"patternProperties": {pattern: True}}) == ""
+    assert "regex" in problem({"patternProperties": {f"{pattern}{i}": True for i in range(300)}})

@@ -18,6 +18,8 @@ from agent_service.engine.schema_work import LoopError, References, TooMuchWorkE
 _MAX_TEXT = 300
 _PATTERNS_BYTES = 1024 * 1024
 """Of all compiled patterns of a schema."""
+_MOST_TOLD = 50_000_000
+"""Bytes of values that the library may write to tell one error."""
 _LINEAR = RegexOptions(size_limit=_PATTERNS_BYTES)
 
 
@@ -95,15 +97,19 @@ def violation(schema_json: str, value: Any, text: str) -> str:
     """How a value, whose JSON text is given, violates a schema that was found usable before; empty if it does not."""
     checker = _checker(schema_json)
     try:
-        checker.work.check(value, text)
+        checks = checker.work.check(value, text)
         if checker.validator.is_valid(value):
             return ""
-        error = next(iter(checker.validator.iter_errors(value)), None)
+        if checker.branches and checks * len(text) > _MOST_TOLD:
+            return "it is against the schema; where cannot be told, for a value of this size"
+        checker.validator.validate(value)
     except TooMuchWorkError:
         return "cannot be checked: it would take too long with this schema"
+    except ValidationError as error:
+        return _describe(error)
     except ValueError as problem:  # also for half of a surrogate pair
         return f"cannot be checked: {_short(str(problem))}"
-    return _describe(error) if error is not None else ""
+    return ""
 
 
 def text_violation(schema_json: str, text: str) -> str:
@@ -121,6 +127,8 @@ def text_violation(schema_json: str, text: str) -> str:
 class _Checker:
     validator: Draft202012Validator
     work: Work
+    branches: bool
+    """Whether an error may tell how each of several schemas is violated, with the value each time."""
 
 
 @lru_cache(maxsize=256)
@@ -131,7 +139,11 @@ def _checker(schema_json: str) -> _Checker:
     each = _PATTERNS_BYTES // max(len(patterns), 1)
     options = FancyRegexOptions(backtrack_limit=10_000, size_limit=each, dfa_size_limit=each)
     validator = Draft202012Validator(schema, offline=True, pattern_options=options)
-    return _Checker(validator, Work(schema, frozenset(filter(_backtracks, patterns))))
+    return _Checker(validator, Work(schema, frozenset(filter(_backtracks, patterns))), _branches(schema))
+
+
+def _branches(schema: dict[str, Any]) -> bool:
+    return any("anyOf" in node or "oneOf" in node for node in nodes(schema))
 
 
 def _patterns(schema: dict[str, Any]) -> set[str]:
