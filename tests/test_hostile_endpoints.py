@@ -9,14 +9,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from agent_service.domain.errors import Reason
-from agent_service.domain.run import Usage
 from agent_service.engine.limits import MIB
 from agent_service.engine.model import BuiltRequest, Expect, ModelAnswer, ModelError
 from agent_service.models.endpoint import Timeouts
 from agent_service.models.openai_chat import OpenAIChatModel
 from tests.fuzz.endpoint import HostileEndpoint, hostile_endpoint
-from tests.fuzz.replies import REPLIES, Asked, Writer
+from tests.fuzz.replies import REPLIES
 
 pytestmark = pytest.mark.anyio
 

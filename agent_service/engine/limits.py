@@ -52,6 +52,5 @@ class Limits:
     max_input_messages: int = 1024
     max_answers: int = 1024
     max_tool_return_total_bytes: int = 2 * MIB + 128 * KIB
-    max_tool_threads: int = 256
     watcher_queue_events: int = 4096
     context_cache_bytes: int = 64 * MIB

@@ -5,12 +5,21 @@ from __future__ import annotations
 import asyncio
 from random import Random
 
-from agentrpc.v1 import agent_service_pb2, inbox_service_pb2, messages_pb2, run_service_pb2, tools_pb2
+from agentrpc.v1 import (
+    agent_registry_service_pb2,
+    agent_service_pb2,
+    inbox_service_pb2,
+    messages_pb2,
+    run_service_pb2,
+    tools_pb2,
+)
+from google.protobuf.message import Message
 
 from tests.fuzz import json_schemas, values, wire
 from tests.fuzz.caller import Caller
 from tests.fuzz.messages import Maker
 from tests.fuzz.methods import Method, methods
+from tests.fuzz.oracle import Answer
 from tests.fuzz.replies import REPLIES
 from tests.fuzz.world import World
 
@@ -99,7 +108,7 @@ class _Dialogue:
             tool.result_schema_json = json_schemas.text(rng)
         if rng.random() < 0.2:
             tool.timeout.FromMilliseconds(rng.choice((1, 500)))
-            tool.on_timeout = rng.choice((1, 2, 3))
+            tool.on_timeout = rng.choice(tools_pb2.OnTimeout.values()[1:])
         return tool
 
     async def _move(self, move: str) -> None:
@@ -176,10 +185,8 @@ class _Dialogue:
         await self._send("ExtendToolCall", request)
 
     async def _read(self) -> None:
-        from agentrpc.v1 import agent_registry_service_pb2
-
         await self._send("ListMessages", agent_registry_service_pb2.ListMessagesRequest(run_id=self._run_id))
 
-    async def _send(self, name: str, message: object, seconds: float = 4.0):  # type: ignore[no-untyped-def]
-        data = wire.encoded(message, self._rng)  # type: ignore[arg-type]
+    async def _send(self, name: str, message: Message, seconds: float = 4.0) -> tuple[Answer, list[Message]]:
+        data = wire.encoded(message, self._rng)
         return await self._caller.send(self._number, METHODS[name], data, seconds=seconds)

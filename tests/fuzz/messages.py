@@ -104,7 +104,7 @@ class Maker:
             return rng.random() < 0.3
         return rng.choice((0, 1, 2, 10))
 
-    def _put_entry(self, message: Any, field: Field, key: str, value: Any) -> None:
+    def _put_entry(self, message: Any, field: Any, key: str, value: Any) -> None:
         entries = getattr(message, field.name)
         if field.message_type.fields_by_name["value"].message_type is not None:
             self._fill(entries[key], _DEPTH)
@@ -126,7 +126,7 @@ class Maker:
         else:
             setattr(message, field.name, self._edge(field))
 
-    def _bend_message(self, message: Any, field: Field) -> None:
+    def _bend_message(self, message: Any, field: Any) -> None:
         """Many of it, an empty one, or an odd one."""
         rng, held = self._rng, getattr(message, field.name)
         if field.is_repeated:

@@ -6,6 +6,7 @@ import base64
 import json
 import math
 from random import Random
+from typing import Any
 
 MARKER = "QzQzQzQz"
 """Stands in a text for the bytes that make it invalid UTF-8 once it is on the wire."""
@@ -113,9 +114,9 @@ def edge_json(rng: Random) -> str:
 def token(rng: Random) -> str:
     """What looks like a page token, of this list or another."""
     listed = rng.choice(("runs", "calls", "conversations", "messages", "agents", "", None, 1))
-    time = rng.choice((0, 1, -1, 2**63, 2**63 - 1, 1.5, "1", None, 10**400, [], True))
+    time: Any = rng.choice((0, 1, -1, 2**63, 2**63 - 1, 1.5, "1", None, 10**400, [], True))
     row = rng.choice(("run_1", "", "a" * 65, "a\x00", None, 7, ["x"], "%", "'"))
-    parts = rng.choice(([listed, time, row], [listed, time], {"a": 1}, [[[[]]]], "x", [listed, time, row, row]))
+    parts: Any = rng.choice(([listed, time, row], [listed, time], {"a": 1}, [[[[]]]], "x", [listed, time, row, row]))
     made = base64.urlsafe_b64encode(json.dumps(parts).encode()).decode()
     cut = rng.choice((0, 0, 0, 1, 3))
     return made[cut:]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from random import Random
 
-from agentrpc.v1 import run_service_pb2, tools_pb2
 from google.protobuf.message import Message
 
 from tests.fuzz import json_schemas
@@ -54,8 +53,3 @@ class World:
         if name in ("text", "output"):
             return rng.choice(("hello", "do: calls", "do: says", '{"a":1}'))
         return "" if name in ("etag", "claim_token", "model") else None
-
-
-def pending(run: run_service_pb2.GetRunResponse) -> list[tools_pb2.PendingToolCall]:
-    """The calls a run waits for."""
-    return list(run.run.pending_tool_calls)
