@@ -18,7 +18,7 @@ from agent_service.engine.schema_work import LoopError, References, TooMuchWorkE
 _MAX_TEXT = 300
 _PATTERNS_BYTES = 1024 * 1024
 """Of all compiled patterns of a schema."""
-_MOST_TOLD = 50_000_000
+_MOST_TOLD = 2_000_000
 """Bytes of values that the library may write to tell one error."""
 _LINEAR = RegexOptions(size_limit=_PATTERNS_BYTES)
 
