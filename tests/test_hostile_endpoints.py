@@ -18,7 +18,7 @@ from tests.fuzz.replies import REPLIES
 
 pytestmark = pytest.mark.anyio
 
-_SEEDS = 6
+_SEEDS = 3
 
 
 class _Silent:

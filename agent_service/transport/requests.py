@@ -423,6 +423,8 @@ class Reader:
 
 def masked(paths: Sequence[str], changeable: tuple[str, ...]) -> tuple[str, ...]:
     """The fields that an update changes; all if none is named. Raises INVALID_FIELD."""
+    if len(paths) > _MOST_VALUES:
+        raise invalid(FieldViolation("update_mask", f"{len(paths)} paths; at most {_MOST_VALUES} are allowed"))
     unknown = [path for path in paths if path not in changeable]
     if unknown:
         listed = ", ".join(changeable)
