@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from agentrpc.v1 import agent_registry_service_pb2, agents_pb2, content_pb2, messages_pb2, run_service_pb2, tools_pb2
+from agentrpc.v1 import (
+    agent_registry_service_pb2,
+    agents_pb2,
+    content_pb2,
+    messages_pb2,
+    run_service_pb2,
+    runs_pb2,
+    tools_pb2,
+)
 
 from tests.service import refusal, scripted, step, submit
 
@@ -31,7 +39,12 @@ async def test_a_field_that_is_repeated_too_often_is_one_problem(store: str) -> 
             (client.agent.Step(_parts()), "input_messages[0].parts"),
             (client.agent.Step(many), "input_messages"),
             (client.agent.SubmitToolReturns(submit("r", *[tools_pb2.ToolReturn()] * _TOO_MANY)), "tool_returns"),
-            (client.runs.ListRuns(run_service_pb2.ListRunsRequest(statuses=[1] * _TOO_MANY)), "statuses"),
+            (
+                client.runs.ListRuns(
+                    run_service_pb2.ListRunsRequest(statuses=[runs_pb2.RUN_STATUS_PAUSED] * _TOO_MANY)
+                ),
+                "statuses",
+            ),
             (
                 client.registry.CreateAgent(agent_registry_service_pb2.CreateAgentRequest(agent=agent)),
                 "agent.server_tools",
