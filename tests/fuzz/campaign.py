@@ -158,7 +158,7 @@ class _Attack:
         """The runs that are left, by the rules of the attack with kills."""
         listed = (await self._client.list_runs(page_size=_CHECKED_RUNS)).runs
         runs = [run.run_id for run in listed if run.status >= 3]
-        evidence = await gather(self._client, runs, ScriptedOpenAI([]), self._server.log_path.parent / "none")
+        evidence = await gather(self._client, runs, ScriptedOpenAI([]), self._server.log_path.parent / "none", 30.0)
         self._journal.findings += [f"lost: {missing}" for missing in evidence.missing]
         for rule in _RULES:
             self._journal.findings += [f"{rule.__name__}: {found}" for found in rule(ChaosJournal(), evidence)]
