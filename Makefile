@@ -5,7 +5,7 @@
 BIN = .venv/bin
 
 .DEFAULT_GOAL = help
-.PHONY: help demo serve test chaos bench bench-quick profile soak interop check format proto protoset baseline docs dev clean
+.PHONY: help demo serve test chaos fuzz bench bench-quick profile soak interop check format proto protoset baseline docs dev clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,9 @@ profile: measuring ## draw where CPU time goes as flame graphs, into build/profi
 
 soak: measuring ## load a server for 20 minutes and tell whether anything grows (ARGS='--minutes 60')
 	$(BIN)/python -m bench.soak $(ARGS)
+
+fuzz: dev ## send a server malformed requests and hostile model answers, 10,000 of them (ARGS=--help says more)
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 interop: dev ## run the clients of examples/ in Python, Go, TypeScript and Java; name some in ARGS to run only these
 	@scripts/interop.sh $(ARGS)

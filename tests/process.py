@@ -42,7 +42,8 @@ class ServerProcess:
         """The log so far, line by line. Each line is JSON, and none holds the key."""
         text = self.log_path.read_text()
         assert API_KEY not in text
-        return [json.loads(line) for line in text.splitlines()]
+        # Not splitlines(), which cuts at line separators that JSON may hold as they are.
+        return [json.loads(line) for line in text.split("\n") if line]
 
     async def logged(self, event: str, *run_ids: str) -> list[dict[str, Any]]:
         """Those lines of the log, once there are some (for each of these runs, if any are named)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from agent_service.engine import schema_work
 from agent_service.engine.schema_work import TooMuchWorkError, Work
-from agent_service.engine.schemas import schema_problem, text_violation
+from agent_service.engine.schemas import JsonError, parse_json, schema_problem, text_violation
 
 TOO_LONG = "cannot be checked: it would take too long with this schema"
 
@@ -199,3 +200,38 @@ def test_the_count_stops_at_its_own_bound(monkeypatch: pytest.MonkeyPatch) -> No
     work.check({"a": [1]}, '{"a": [1]}')
     with pytest.raises(TooMuchWorkError):
         work.check({"a": list(range(20))}, json.dumps({"a": list(range(20))}))
+
+
+def test_a_key_that_stands_twice_among_very_many_is_found_at_once() -> None:
+    """The time grows with the text, not with its square, which would be minutes here."""
+    text = "{" + "".join(f'"k{i}":0,' for i in range(100_000)) + '"k99999":1}'
+    begun = time.thread_time()
+    with pytest.raises(JsonError, match="'k99999' twice"):
+        parse_json(text)
+    assert time.thread_time() - begun < 2
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"propertyNames": {"pattern": "^(a+)+b"}},
+        {"required": [f"r{i}" for i in range(3_000)]},
+        {"anyOf": [{"required": [f"r{i}"]} for i in range(1_000)]},
+        {"oneOf": [{"required": [f"r{i}"]} for i in range(1_000)]},
+        {"additionalProperties": {"type": "integer"}},
+    ],
+    ids=lambda schema: next(iter(schema)),
+)
+def test_a_value_with_very_many_errors_is_refused_at_once(schema: dict[str, Any]) -> None:
+    """One error is told, and the others are not even made: each would hold the whole value."""
+    value = {f"a{i}": "aaaaaaaaaaaaaaaaaaaaaaaa!" for i in range(4_000)}
+    begun = time.thread_time()
+    assert text_violation(json.dumps(schema), json.dumps(value))
+    assert time.thread_time() - begun < 2
+
+
+def test_many_patterns_together_take_as_much_as_one() -> None:
+    """Patterns of which each alone could be used are refused when together they would fill the memory."""
+    pattern = "(a{1,99}){1,40}"
+    assert problem({"patternProperties": {pattern: True}}) == ""
+    assert "regex" in problem({"patternProperties": {f"{pattern}{i}": True for i in range(300)}})

@@ -48,5 +48,9 @@ class Limits:
     max_memory_description_bytes: int = 4 * KIB
     context_window_tokens: int = 0
     max_summary_prompt_bytes: int = 64 * KIB
+    max_parts: int = 256
+    max_input_messages: int = 1024
+    max_answers: int = 1024
+    max_tool_return_total_bytes: int = 2 * MIB + 128 * KIB
     watcher_queue_events: int = 4096
     context_cache_bytes: int = 64 * MIB

@@ -63,14 +63,15 @@ class Work:
         except RecursionError:
             self._most = _ENDLESS
 
-    def check(self, value: Any, text: str) -> None:
-        """Raises TooMuchWorkError if this value, whose JSON text is given, is too much."""
-        values = 1 + sum(text.count(mark) for mark in ",:[{")
-        if self._most.values * values + self._most.characters * len(text) > MAX_WORK:
-            try:
-                self._count(self._schema, value, {})
-            except RecursionError:
-                raise TooMuchWorkError from None
+    def check(self, value: Any, text: str) -> float:
+        """The checks of this value, whose JSON text is given, or more. Raises TooMuchWorkError if it is too much."""
+        bound = self._most.values * (1 + sum(text.count(mark) for mark in ",:[{"))
+        if bound + self._most.characters * len(text) <= MAX_WORK:
+            return bound
+        try:
+            return self._count(self._schema, value, {})
+        except RecursionError:
+            raise TooMuchWorkError from None
 
     def _refuse_loops(self) -> None:
         """Depth first along what is checked against the same value; without recursion, as chains may be long."""
@@ -209,15 +210,18 @@ def _parts(node: Node, value: Any) -> Iterator[tuple[Node, Any]]:
     """What may be checked against which part of this value."""
     if isinstance(value, dict):
         named = node.get("properties", {})
-        for name, part in value.items():
-            yield from ((target, part) for target in _schemas(named.get(name)))
-            yield from ((target, name) for target in _schemas(node.get("propertyNames")))
-            for key in _EACH_PROPERTY:
-                yield from ((target, part) for target in _schemas(node.get(key)))
-            yield from ((target, part) for target in _schemas(*node.get("patternProperties", {}).values()))
+        for name in named.keys() & value.keys() if named else ():
+            yield from ((target, value[name]) for target in _schemas(named[name]))
+        keyed = (node.get(key) for key in _EACH_PROPERTY)
+        each = [*_schemas(*keyed), *_schemas(*node.get("patternProperties", {}).values())]
+        names = list(_schemas(node.get("propertyNames")))
+        # Most nodes have neither, and a value may be long.
+        for name, part in value.items() if each or names else ():
+            yield from ((target, part) for target in each)
+            yield from ((target, name) for target in names)
     elif isinstance(value, list):
-        first = node.get("prefixItems", ())
-        for index, part in enumerate(value):
-            yield from ((target, part) for target in _schemas(*first[index : index + 1]))
-            for key in _EACH_ITEM:
-                yield from ((target, part) for target in _schemas(node.get(key)))
+        for target, part in zip(node.get("prefixItems", ()), value, strict=False):
+            yield from ((schema, part) for schema in _schemas(target))
+        each = list(_schemas(*(node.get(key) for key in _EACH_ITEM)))
+        for part in value if each else ():
+            yield from ((target, part) for target in each)

@@ -6,6 +6,7 @@ Schemas and values come from strangers: whatever they ask for, the answer takes 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,10 +16,11 @@ from jsonschema_rs import Draft202012Validator, FancyRegexOptions, RegexOptions,
 from agent_service.engine.schema_work import LoopError, References, TooMuchWorkError, Work, nodes
 
 _MAX_TEXT = 300
-_PATTERN_BYTES = 4 * 1024 * 1024
-"""Of a compiled pattern."""
-_PATTERNS = FancyRegexOptions(backtrack_limit=10_000, size_limit=_PATTERN_BYTES)
-_LINEAR = RegexOptions(size_limit=_PATTERN_BYTES)
+_PATTERNS_BYTES = 1024 * 1024
+"""Of all compiled patterns of a schema."""
+_MOST_TOLD = 2_000_000
+"""Bytes of values that the library may write to tell one error."""
+_LINEAR = RegexOptions(size_limit=_PATTERNS_BYTES)
 
 
 class JsonError(ValueError):
@@ -95,15 +97,19 @@ def violation(schema_json: str, value: Any, text: str) -> str:
     """How a value, whose JSON text is given, violates a schema that was found usable before; empty if it does not."""
     checker = _checker(schema_json)
     try:
-        checker.work.check(value, text)
+        checks = checker.work.check(value, text)
         if checker.validator.is_valid(value):
             return ""
-        error = next(iter(checker.validator.iter_errors(value)), None)
+        if checker.branches and checks * len(text) > _MOST_TOLD:
+            return "it is against the schema; where cannot be told, for a value of this size"
+        checker.validator.validate(value)
     except TooMuchWorkError:
         return "cannot be checked: it would take too long with this schema"
+    except ValidationError as error:
+        return _describe(error)
     except ValueError as problem:  # also for half of a surrogate pair
         return f"cannot be checked: {_short(str(problem))}"
-    return _describe(error) if error is not None else ""
+    return ""
 
 
 def text_violation(schema_json: str, text: str) -> str:
@@ -121,14 +127,23 @@ def text_violation(schema_json: str, text: str) -> str:
 class _Checker:
     validator: Draft202012Validator
     work: Work
+    branches: bool
+    """Whether an error may tell how each of several schemas is violated, with the value each time."""
 
 
 @lru_cache(maxsize=256)
 def _checker(schema_json: str) -> _Checker:
     """Raises ValidationError for what the library cannot use, LoopError."""
     schema = json.loads(schema_json)
-    validator = Draft202012Validator(schema, offline=True, pattern_options=_PATTERNS)
-    return _Checker(validator, Work(schema, frozenset(filter(_backtracks, _patterns(schema)))))
+    patterns = _patterns(schema)
+    each = _PATTERNS_BYTES // max(len(patterns), 1)
+    options = FancyRegexOptions(backtrack_limit=10_000, size_limit=each, dfa_size_limit=each)
+    validator = Draft202012Validator(schema, offline=True, pattern_options=options)
+    return _Checker(validator, Work(schema, frozenset(filter(_backtracks, patterns))), _branches(schema))
+
+
+def _branches(schema: dict[str, Any]) -> bool:
+    return any("anyOf" in node or "oneOf" in node for node in nodes(schema))
 
 
 def _patterns(schema: dict[str, Any]) -> set[str]:
@@ -170,8 +185,8 @@ def _describe(error: ValidationError) -> str:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
         raise JsonError(f"key {_short(twice)!r} twice in one object")
     return result
 

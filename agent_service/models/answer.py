@@ -15,6 +15,9 @@ from agent_service.models.json_text import repaired
 MAX_CALLS = 128
 """What the API takes back in one assistant message."""
 
+_MOST_TOKENS = 2**31 - 1
+"""Above this a count is nonsense; the sum over all steps of a run still fits into 64 bits."""
+
 _FINISH = {"length": FinishReason.LENGTH, "content_filter": FinishReason.CONTENT_FILTER}
 
 
@@ -113,12 +116,19 @@ class AnswerReader:
         """Whether a finish reason came."""
         return self._finish is not None
 
+    @property
+    def room(self) -> int:
+        """Bytes that the answer may still have."""
+        return self._text_left + self._arguments_left
+
     def feed(self, payload: bytes) -> None:
         """Takes the data of one event. Raises ModelError."""
         try:
             chunk = _decode_chunk(payload)
         except (msgspec.DecodeError, UnicodeDecodeError):
             chunk = _decode_repaired(payload)
+        except RecursionError:
+            raise _too_deep() from None
         choices = chunk.choices
         if choices:
             choice = choices[0]
@@ -240,6 +250,12 @@ def _decode_repaired(payload: bytes) -> _Chunk:
         return _decode_chunk(repaired(payload))
     except ValueError as error:
         raise invalid(f"an event of the answer cannot be read: {str(error)[:200]}") from None
+    except RecursionError:
+        raise _too_deep() from None
+
+
+def _too_deep() -> ModelError:
+    return invalid("an event of the answer cannot be read: nested too deeply")
 
 
 def _utf8_bytes(text: str) -> int:
@@ -250,15 +266,19 @@ def _read_usage(raw: msgspec.Raw | None) -> Usage:
     """What the endpoint counted; an answer is not refused for a count that cannot be read."""
     try:
         found = _decode_usage(raw) if raw is not None else _Usage()
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         found = _Usage()
-    prompt, completion = found.prompt_tokens or 0, found.completion_tokens or 0
+    prompt, completion = _tokens(found.prompt_tokens), _tokens(found.completion_tokens)
     cached = found.prompt_tokens_details or _PromptDetails()
     thought = found.completion_tokens_details or _CompletionDetails()
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
-        total_tokens=found.total_tokens or prompt + completion,
-        cached_prompt_tokens=cached.cached_tokens or 0,
-        reasoning_tokens=thought.reasoning_tokens or 0,
+        total_tokens=_tokens(found.total_tokens) or _tokens(prompt + completion),
+        cached_prompt_tokens=_tokens(cached.cached_tokens),
+        reasoning_tokens=_tokens(thought.reasoning_tokens),
     )
+
+
+def _tokens(count: int | None) -> int:
+    return min(max(count or 0, 0), _MOST_TOKENS)

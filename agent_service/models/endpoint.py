@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,13 +35,20 @@ from agent_service.models.failures import error_status, one_line, retry_after, u
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 
 # The SDK maps most of what its transport raises, but not all, and nothing while we read the bytes of a stream.
-_TRANSPORT_ERRORS = (httpx2.HTTPError, httpx2.StreamError, aiohttp.ClientError, OSError)
+# RuntimeError is what aiohttp raises where a connection was closed between two reads.
+_TRANSPORT_ERRORS = (httpx2.HTTPError, httpx2.StreamError, aiohttp.ClientError, OSError, RuntimeError)
 
 _CONNECTIONS = 1000
 
 # Above this size aiohttp warns that it writes a bytes body in one go.
 _LARGEST_WHOLE_BODY = 1024 * 1024
 _BODY_PIECE = 256 * 1024
+
+# As they are sent. What is packed becomes about a thousand times as much at most, piece by piece.
+_LARGEST_ERROR = 1024 * 1024
+_LARGEST_LIST = 8 * 1024 * 1024
+_LARGEST_PACKED_ANSWER = 8 * 1024
+_PACKED_PIECE = 8 * 1024
 
 # How long to wait for the end of a body whose content is over, so that the connection can be used again.
 _DRAIN_SECONDS = 0.1
@@ -126,6 +134,7 @@ class Endpoint:
                 timeout=Timeout(timeouts.silence, connect=timeouts.connect),
                 limits=httpx2.Limits(max_connections=_CONNECTIONS, keepalive_expiry=15.0 if keep_alive else 0.0),
                 trust_env=not _is_loopback(base_url),
+                event_hooks={"response": [_bound]},
             ),
         )
         # Not given, they would come from OPENAI_ORG_ID and OPENAI_PROJECT_ID; empty, they would be sent.
@@ -233,6 +242,40 @@ class _PiecewiseBody:
     def seek(self, offset: int, whence: int = 0) -> int:
         """Nothing to do."""
         return 0
+
+
+class _Bounded(httpx2.AsyncByteStream):
+    """The bytes of a stream in pieces of a bounded size, up to a number of bytes, where it ends."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream, piece: int, most: float) -> None:
+        self._stream = stream
+        self._piece = piece
+        self._left = most
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._stream:
+            for at in range(0, len(chunk), self._piece):
+                if self._left <= 0:
+                    return
+                piece = chunk[at : at + self._piece]
+                self._left -= len(piece)
+                yield piece
+
+    async def aclose(self) -> None:
+        """Closes the stream."""
+        await self._stream.aclose()
+
+
+async def _bound(response: httpx2.Response) -> None:
+    """What is not a stream of events is read whole by the SDK, however much it is; errors are."""
+    packed = "content-encoding" in response.headers
+    streamed = response.is_success and response.headers.get("content-type", "").startswith("text/event-stream")
+    if streamed and not packed:
+        return
+    assert isinstance(response.stream, httpx2.AsyncByteStream)
+    most = _LARGEST_PACKED_ANSWER if packed else _LARGEST_LIST if response.is_success else _LARGEST_ERROR
+    piece = _PACKED_PIECE if packed else _BODY_PIECE
+    response.stream = _Bounded(response.stream, piece, math.inf if streamed else most)
 
 
 def _bytes_of(response: httpx2.Response) -> AsyncIterator[bytes]:

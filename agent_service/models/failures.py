@@ -23,6 +23,8 @@ _SAID_TOO_LONG = re.compile(
 _TOO_LONG_STATUS = frozenset({400, 413, 422})
 _WINDOW = re.compile(r"context (?:length|size|window|limit)(?: is| of)?[ (:]*(\d+)", re.IGNORECASE)
 _RETRYABLE_STATUS = frozenset({408, 409, 429})
+_LONGEST_WAIT_SECONDS = 365 * 24 * 3600
+"""Who asks for more asks for nothing that anybody could do."""
 _HINTS = {
     401: "the endpoint refused the API key: check OPENAI_API_KEY",
     403: "the endpoint does not allow this: check OPENAI_API_KEY and what its project may use",
@@ -63,7 +65,7 @@ def error_in_stream(raw: bytes) -> ModelError:
     """The error for an `error` value (JSON) that came instead of a chunk."""
     try:
         error = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         error = None
     said, code, kind = _read(error)
     # Some routers put the HTTP status of the provider behind them into `code`.
@@ -80,7 +82,9 @@ def _read(error: object) -> tuple[str, str, str]:
     if not isinstance(error, Mapping):
         return "", "", ""
     inner = error.get("error")
-    if isinstance(inner, str | Mapping):
+    while isinstance(inner, Mapping):
+        error, inner = inner, inner.get("error")
+    if isinstance(inner, str):
         return _read(inner)
     said, code, kind = (error.get(name) for name in ("message", "code", "type"))
     return (
@@ -115,9 +119,10 @@ def retry_after(headers: Mapping[str, str], now: Callable[[], float]) -> float |
         if value is not None:
             return value / per_second
     try:
-        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - now())
+        wait = parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - now()
     except (ValueError, OverflowError):
         return None
+    return max(0.0, wait) if wait < _LONGEST_WAIT_SECONDS else None
 
 
 def _seconds(value: str) -> float | None:
@@ -125,4 +130,4 @@ def _seconds(value: str) -> float | None:
         number = float(value)
     except ValueError:
         return None
-    return number if 0 <= number < float("inf") else None
+    return number if 0 <= number < _LONGEST_WAIT_SECONDS else None

@@ -42,6 +42,8 @@ class _Models(msgspec.Struct):
 
 _TIMEOUTS = Timeouts()
 _LIMITS = AnswerLimits()
+_MOST_IDLE_BYTES = 16 * 1024 * 1024
+"""So much of a stream may hold nothing of the answer: some endpoints send comments while they wait."""
 _JSON_ANSWERS = (Expect.CALL, Expect.EITHER, Expect.FORMATTED)
 
 
@@ -144,11 +146,15 @@ async def _read(stream: Stream, reader: AnswerReader) -> ModelAnswer:
 async def _read_events(stream: Stream, reader: AnswerReader) -> bool:
     """Reads to the end; whether the end was announced by `[DONE]`."""
     parser = SseParser()
+    idle_bytes, room = 0, reader.room
     while chunk := await _next(stream, reader):
         for payload in parser.feed(chunk):
             if payload.startswith(b"[DONE]"):
                 return True
             reader.feed(payload)
+        idle_bytes, room = (0 if reader.room != room else idle_bytes + len(chunk)), reader.room
+        if idle_bytes > _MOST_IDLE_BYTES:
+            raise invalid(f"nothing but empty events in {idle_bytes} bytes of the answer")
         # Bytes that are there already are read without waiting; let the readers of this answer have their turn.
         await asyncio.sleep(0)
     return False

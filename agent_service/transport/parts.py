@@ -51,6 +51,9 @@ class PartsReader:
             self._add(f"{path}.parts", "set together with text; send one of them")
         if required and not text and not parts:
             self._add(f"{path}.text", "is empty, and so is parts; send one of them")
+        if len(parts) > self._limits.max_parts:
+            self._add(f"{path}.parts", f"{len(parts)} parts; at most {self._limits.max_parts} are allowed")
+            return ReadContent("")
         found = _joined(self._part(f"{path}.parts[{i}]", part) for i, part in enumerate(parts))
         images = images_of(found)
         most = self._limits.max_images_per_message

@@ -200,6 +200,7 @@ class AgentRegistryServicer(MemoryServicer):
         )
         if agent.kind not in _KINDS:
             reader.problems.add("agent.kind", f"{agent.kind} is not a value of AgentKind")
+        reader.too_many("server_tools", len(agent.server_tools))
         for name in ("instructions", "description"):
             reader.bounded(name, getattr(agent, name), self._limits.max_input_bytes)
         for name in ("model", "message_tool", "message_argument"):

@@ -9,6 +9,7 @@ from typing import Any
 from agentrpc.v1 import agent_service_pb2 as pb
 from agentrpc.v1 import agents_pb2, messages_pb2, sort_order_pb2, tool_rules_pb2, tools_pb2
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from agent_service.domain.content import Parts
@@ -35,6 +36,10 @@ _MAX_LABEL_VALUE = 256
 _LONGEST = 100 * 365 * 24 * 3600 * 10**9
 """What is longer counts as a hundred years: times are 64-bit nanoseconds."""
 _SHOWN = 64
+_STRUCT_TO_JSON = 8
+"""A Struct on the wire is at most so many times as large as its JSON text."""
+_MOST_VALUES = 256
+"""Of repeated fields that say what is wanted."""
 
 
 class Problems:
@@ -95,6 +100,10 @@ class Reader:
     def submit(self, request: pb.SubmitToolReturnsRequest) -> SubmitCommand:
         """A submit."""
         run_id = self.required_id("run_id", request.run_id, "the run that waits")
+        count, most = len(request.tool_returns) + len(request.approvals), self._limits.max_answers
+        if count > most:
+            self._add("tool_returns", f"{count} answers with approvals; at most {most} are allowed")
+            return SubmitCommand(run_id, (), "")
         answers = (
             *(self._tool_return(f"tool_returns[{i}]", value) for i, value in enumerate(request.tool_returns)),
             *(self._approval(f"approvals[{i}]", value) for i, value in enumerate(request.approvals)),
@@ -107,6 +116,8 @@ class Reader:
     def view(self, request: Any) -> View:
         """The view fields that StepRequest and WatchRunRequest share."""
         types = set()
+        if self.too_many("include_return_message_types", len(request.include_return_message_types)):
+            return View()
         for index, number in enumerate(request.include_return_message_types):
             kind = self._message_type(f"include_return_message_types[{index}]", number)
             if kind is not None:
@@ -191,9 +202,17 @@ class Reader:
         if size > most:
             self._add(field, f"{size} bytes; at most {most} are allowed")
 
+    def too_many(self, field: str, count: int, most: int = _MOST_VALUES) -> bool:
+        """Whether a field is repeated too often; says so. To look at each would hold up everybody else."""
+        if count > most:
+            self._add(field, f"{count} values; at most {most} are allowed")
+        return count > most
+
     def _inputs(self, messages: Sequence[messages_pb2.InputMessage]) -> tuple[InputContent, ...]:
         if not messages:
             self._add("input_messages", "is empty; send at least one message")
+        if self.too_many("input_messages", len(messages), self._limits.max_input_messages):
+            return ()
         inputs = tuple(self._input(f"input_messages[{i}]", message) for i, message in enumerate(messages))
         size = sum(len(content.text.encode()) for content in inputs)
         if size > self._limits.max_input_bytes:
@@ -262,6 +281,7 @@ class Reader:
     def labels(self, labels: Any) -> dict[str, str]:
         if len(labels) > self._limits.max_labels:
             self._add("labels", f"{len(labels)} labels; at most {self._limits.max_labels} are allowed")
+            return {}
         for key, value in labels.items():
             if not _ID.fullmatch(key):
                 self._add("labels", f"key {key[:_SHOWN]!r} is not 1 to 64 of A-Z a-z 0-9 . _ : -")
@@ -318,7 +338,7 @@ class Reader:
         if tool.HasField("parameters"):
             if tool.parameters_json:
                 self._add(f"{path}.parameters_json", "set together with parameters; send one of them")
-            return self._schema(f"{path}.parameters", struct_json(tool.parameters)) or _EMPTY_PARAMETERS
+            return self._schema(f"{path}.parameters", self._json(tool.parameters)) or _EMPTY_PARAMETERS
         return self._schema(f"{path}.parameters_json", tool.parameters_json) or _EMPTY_PARAMETERS
 
     def _response_format(self, request: pb.StepRequest) -> ResponseFormat | None:
@@ -334,9 +354,14 @@ class Reader:
             )
             self._add(f"{path}.schema_json", problem)
         field = "schema" if wanted.HasField("schema") else "schema_json"
-        text = struct_json(wanted.schema) if wanted.HasField("schema") else wanted.schema_json
+        text = self._json(wanted.schema) if wanted.HasField("schema") else wanted.schema_json
         self._schema(f"{path}.{field}", text, reason=Reason.INVALID_RESPONSE_SCHEMA)
         return ResponseFormat(wanted.name or "answer", text, wanted.description, wanted.strict)
+
+    def _json(self, struct: Struct) -> str:
+        """As JSON; of one that is far too large only its size, since to translate it would hold up everybody else."""
+        size = struct.ByteSize()
+        return " " * size if size > _STRUCT_TO_JSON * self._limits.max_tool_schema_bytes else struct_json(struct)
 
     def _schema(
         self, field: str, text: str, *, any_type: bool = False, reason: Reason = Reason.INVALID_TOOL_SCHEMA
@@ -358,12 +383,18 @@ class Reader:
         content = self._parts.read(path, value.text, value.parts, required=False)
         for name, text in (("text", content.text), ("stdout", value.stdout), ("stderr", value.stderr)):
             self.bounded(f"{path}.{name}", text, self._limits.max_tool_return_bytes)
+        self._check_total(path, content.text, value.stdout, value.stderr)
         self._parts.check_size(path, content, value.stdout, value.stderr)
         failed = value.status == tools_pb2.TOOL_RETURN_STATUS_ERROR
         answer = ReturnAnswer(content.text, failed, value.stdout, value.stderr, content.parts)
         key = digest(["return", content.text, failed, value.stdout, value.stderr, *_told(content.parts)])
         call_id = self._call_id(path, value.tool_call_id)
         return CallAnswer(call_id, self._prefix + path, answer, key, claim_token=value.claim_token)
+
+    def _check_total(self, path: str, *texts: str) -> None:
+        size, most = sum(len(text.encode()) for text in texts), self._limits.max_tool_return_total_bytes
+        if size > most:
+            self._add(path, f"{size} bytes of text, stdout and stderr together; at most {most} are allowed")
 
     def _approval(self, path: str, value: tools_pb2.ApprovalDecision) -> CallAnswer:
         tool_call_id = self._call_id(path, value.tool_call_id)
@@ -392,6 +423,8 @@ class Reader:
 
 def masked(paths: Sequence[str], changeable: tuple[str, ...]) -> tuple[str, ...]:
     """The fields that an update changes; all if none is named. Raises INVALID_FIELD."""
+    if len(paths) > _MOST_VALUES:
+        raise invalid(FieldViolation("update_mask", f"{len(paths)} paths; at most {_MOST_VALUES} are allowed"))
     unknown = [path for path in paths if path not in changeable]
     if unknown:
         listed = ", ".join(changeable)

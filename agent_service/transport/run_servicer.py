@@ -61,8 +61,9 @@ class RunServicer(pb_grpc.RunServiceServicer):
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
         reader = Reader(self._limits)
+        statuses = () if reader.too_many("statuses", len(request.statuses)) else request.statuses
         which = RunFilter(
-            statuses=frozenset(_status(reader, i, number) for i, number in enumerate(request.statuses)),
+            statuses=frozenset(_status(reader, i, number) for i, number in enumerate(statuses)),
             agent_id=reader.id("agent_id", request.agent_id),
             conversation_id=reader.id("conversation_id", request.conversation_id),
             labels=tuple(sorted(reader.labels(request.labels).items())),

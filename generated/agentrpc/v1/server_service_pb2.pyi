@@ -160,6 +160,10 @@ class Limits(_message.Message):
     MAX_MEMORY_DESCRIPTION_BYTES_FIELD_NUMBER: _builtins.int
     CONTEXT_WINDOW_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_SUMMARY_PROMPT_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_PARTS_FIELD_NUMBER: _builtins.int
+    MAX_INPUT_MESSAGES_FIELD_NUMBER: _builtins.int
+    MAX_ANSWERS_FIELD_NUMBER: _builtins.int
+    MAX_TOOL_RETURN_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     max_request_bytes: _builtins.int
     """Bytes of one request message."""
     max_response_bytes: _builtins.int
@@ -222,6 +226,14 @@ class Limits(_message.Message):
     """Tokens that the model takes in one request, for agents that do not say (`ContextPolicy.window_tokens`); 0 means unknown."""
     max_summary_prompt_bytes: _builtins.int
     """Bytes of one agent's `ContextPolicy.summary_prompt`."""
+    max_parts: _builtins.int
+    """Parts of one message or tool return."""
+    max_input_messages: _builtins.int
+    """Input messages of a request."""
+    max_answers: _builtins.int
+    """Tool returns and approvals of one submit together."""
+    max_tool_return_total_bytes: _builtins.int
+    """Bytes of one tool return's text, stdout and stderr together."""
     def __init__(
         self,
         *,
@@ -256,10 +268,14 @@ class Limits(_message.Message):
         max_memory_description_bytes: _builtins.int = ...,
         context_window_tokens: _builtins.int = ...,
         max_summary_prompt_bytes: _builtins.int = ...,
+        max_parts: _builtins.int = ...,
+        max_input_messages: _builtins.int = ...,
+        max_answers: _builtins.int = ...,
+        max_tool_return_total_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_window_tokens", b"context_window_tokens", "default_max_steps", b"default_max_steps", "default_memory_block_limit", b"default_memory_block_limit", "http_image_urls", b"http_image_urls", "max_client_tools", b"max_client_tools", "max_consecutive_invalid_steps", b"max_consecutive_invalid_steps", "max_image_bytes", b"max_image_bytes", "max_image_url_bytes", b"max_image_url_bytes", "max_images_bytes", b"max_images_bytes", "max_images_per_message", b"max_images_per_message", "max_input_bytes", b"max_input_bytes", "max_invalid_answers", b"max_invalid_answers", "max_labels", b"max_labels", "max_memory_agents", b"max_memory_agents", "max_memory_block_limit", b"max_memory_block_limit", "max_memory_blocks", b"max_memory_blocks", "max_memory_description_bytes", b"max_memory_description_bytes", "max_memory_part_bytes", b"max_memory_part_bytes", "max_model_response_arguments_bytes", b"max_model_response_arguments_bytes", "max_page_size", b"max_page_size", "max_parallel_tool_calls", b"max_parallel_tool_calls", "max_queued_runs", b"max_queued_runs", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_server_tool_result_bytes", b"max_server_tool_result_bytes", "max_summary_prompt_bytes", b"max_summary_prompt_bytes", "max_tool_arguments_bytes", b"max_tool_arguments_bytes", "max_tool_return_bytes", b"max_tool_return_bytes", "max_tool_rules", b"max_tool_rules", "max_tool_schema_bytes", b"max_tool_schema_bytes", "max_tool_schema_depth", b"max_tool_schema_depth"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_window_tokens", b"context_window_tokens", "default_max_steps", b"default_max_steps", "default_memory_block_limit", b"default_memory_block_limit", "http_image_urls", b"http_image_urls", "max_answers", b"max_answers", "max_client_tools", b"max_client_tools", "max_consecutive_invalid_steps", b"max_consecutive_invalid_steps", "max_image_bytes", b"max_image_bytes", "max_image_url_bytes", b"max_image_url_bytes", "max_images_bytes", b"max_images_bytes", "max_images_per_message", b"max_images_per_message", "max_input_bytes", b"max_input_bytes", "max_input_messages", b"max_input_messages", "max_invalid_answers", b"max_invalid_answers", "max_labels", b"max_labels", "max_memory_agents", b"max_memory_agents", "max_memory_block_limit", b"max_memory_block_limit", "max_memory_blocks", b"max_memory_blocks", "max_memory_description_bytes", b"max_memory_description_bytes", "max_memory_part_bytes", b"max_memory_part_bytes", "max_model_response_arguments_bytes", b"max_model_response_arguments_bytes", "max_page_size", b"max_page_size", "max_parallel_tool_calls", b"max_parallel_tool_calls", "max_parts", b"max_parts", "max_queued_runs", b"max_queued_runs", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes", "max_server_tool_result_bytes", b"max_server_tool_result_bytes", "max_summary_prompt_bytes", b"max_summary_prompt_bytes", "max_tool_arguments_bytes", b"max_tool_arguments_bytes", "max_tool_return_bytes", b"max_tool_return_bytes", "max_tool_return_total_bytes", b"max_tool_return_total_bytes", "max_tool_rules", b"max_tool_rules", "max_tool_schema_bytes", b"max_tool_schema_bytes", "max_tool_schema_depth", b"max_tool_schema_depth"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""Malformed requests, hostile schemas and hostile model endpoints against a server process: `make fuzz`."""
