@@ -31,12 +31,19 @@ class Part:
 
 
 async def make_agents(
-    client: Client, *, keepers: Iterable[str] = (KEEPER,), every: int = 1, tools: Iterable[str] = (), **clerk: Any
+    client: Client,
+    *,
+    keepers: Iterable[str] = (KEEPER,),
+    every: int = 1,
+    tools: Iterable[str] = (),
+    blocks: Iterable[str] = (),
+    **clerk: Any,
 ) -> None:
-    """The agents."""
+    """The agents; the blocks are those of the memory agents."""
     await client.create_agent("clerk", **clerk)
     for keeper in keepers:
-        await client.create_agent(keeper, instructions="Remember.", model=KEEPER_MODEL, server_tools=tools)
+        keeps: dict[str, Any] = {"server_tools": tools, "memory_block_ids": blocks}
+        await client.create_agent(keeper, instructions="Remember.", model=KEEPER_MODEL, **keeps)
     sleeptime = agents_pb2.Sleeptime(foreground_agent_id="clerk", memory_agent_ids=keepers, every=every)
     await client.create_agent("desk", kind=agents_pb2.AGENT_KIND_SLEEPTIME, sleeptime=sleeptime)
 

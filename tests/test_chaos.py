@@ -200,6 +200,10 @@ def each_message_is_read_once(_: Journal, evidence: Evidence) -> None:
     evidence.due[next(iter(evidence.due))] += 1
 
 
+def each_edit_is_made_once(_: Journal, evidence: Evidence) -> None:
+    evidence.notes += evidence.notes.splitlines()[0] + "\n"
+
+
 def memory_runs_come_one_by_one(_: Journal, evidence: Evidence) -> None:
     run = evidence.runs[next(iter(evidence.parts))]
     run.end_time.seconds += 3600
@@ -240,6 +244,7 @@ DOCTORS: tuple[Doctor, ...] = (
     steps_and_usage_are_those_stored,
     steps_are_whole,
     each_message_is_read_once,
+    each_edit_is_made_once,
     memory_runs_come_one_by_one,
     memory_runs_name_their_cause,
 )

@@ -68,7 +68,7 @@ def server_tools_did_what_is_stored(_: Journal, evidence: Evidence) -> Iterator[
     """A stored result is one that an execution gave; what was denied or cancelled before it began was not executed."""
     for found in _returns(evidence):
         proofs = evidence.executions.get(found.tool_call_id, [])
-        if found.name != "ask" and found.outcome == RETURNED and found.text not in proofs:
+        if found.name not in ("ask", "memory_append") and found.outcome == RETURNED and found.text not in proofs:
             yield f"{found.tool_call_id}: {found.text!r} is stored, and the tool gave {proofs}"
         if found.outcome in (DENIED, CANCELLED) and proofs:
             yield f"{found.tool_call_id} was denied or cancelled, and executed"

@@ -11,8 +11,9 @@ from pathlib import Path
 import grpc
 from agentrpc.v1 import agent_registry_service_pb2, events_pb2, messages_pb2, run_service_pb2, runs_pb2
 
+from tests.blocks import value
 from tests.chaos.journal import PASSING
-from tests.chaos.memory import AGENT, Parts, reading
+from tests.chaos.memory import AGENT, NOTES, Parts, reading
 from tests.scripted_openai import Rejection, Request, ScriptedOpenAI
 from tests.service import Client
 
@@ -34,6 +35,8 @@ class Evidence:
     executions: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     parts: Parts = field(default_factory=dict)
     """What memory runs were given."""
+    notes: str = ""
+    """What the memory block of the memory agent holds."""
     due: dict[str, int] = field(default_factory=dict)
     """By conversation that memory agents read: the last message of its last run that is COMPLETED."""
     missing: list[str] = field(default_factory=list)
@@ -54,6 +57,7 @@ async def gather(
     _note_due(evidence)
     found = await reading(client, evidence.due, patience_seconds)
     evidence.parts = found.parts
+    evidence.notes = await value(client, NOTES)
     await _read_all(client, evidence, [run.run_id for run in found.runs], gate)
     # The endpoint may have been asked meanwhile.
     evidence.requests, evidence.rejections, evidence.problems = upstream.requests, upstream.rejected, upstream.problems

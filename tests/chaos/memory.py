@@ -11,6 +11,7 @@ from typing import Any
 
 from agentrpc.v1 import run_service_pb2, runs_pb2
 
+from tests.blocks import make
 from tests.chaos.line import Line
 from tests.service import Client
 from tests.sleepers import KEEPER, Part, make_agents, part_of
@@ -19,6 +20,9 @@ AGENT = "desk"
 """The sleeptime agent."""
 _LOOK_SECONDS = 0.2
 _TOOLS = ("charge", "look_up", "refund")
+NOTES = "notes"
+"""The memory block that the memory agent adds a line to in each of its runs."""
+_NOTES_LIMIT = 100_000
 Parts = Mapping[str, Part]
 """What each memory run was given, by its id."""
 
@@ -38,8 +42,9 @@ class Reading:
 
 
 async def prepare(client: Client) -> None:
-    """Makes the agents."""
-    await make_agents(client, tools=["look_up"], server_tools=_TOOLS)
+    """Makes the agents and their block."""
+    await make(client, NOTES, limit=_NOTES_LIMIT)
+    await make_agents(client, tools=["look_up"], blocks=[NOTES], server_tools=_TOOLS)
 
 
 async def cancel_some(line: Line, rng: Random, count: int) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 
 from agentrpc.v1 import runs_pb2
 
+from tests.chaos.call_rules import RETURNED
 from tests.chaos.evidence import Evidence
 from tests.chaos.journal import TERMINAL, Journal
 
@@ -46,4 +49,20 @@ def memory_runs_name_their_cause(_: Journal, evidence: Evidence) -> Iterator[str
             yield f"{run_id} was given messages to {part.last}, where {parent.run_id} does not end"
 
 
-RULES = (each_message_is_read_once, memory_runs_come_one_by_one, memory_runs_name_their_cause)
+def each_edit_is_made_once(_: Journal, evidence: Evidence) -> Iterator[str]:
+    """The block has the text of each call that returned, once, and no other."""
+    asked, returned = {}, set()
+    for run_id in evidence.parts:
+        for message in evidence.messages_of(run_id):
+            for call in message.tool_call.tool_calls:
+                if call.name == "memory_append":
+                    asked[call.tool_call_id] = json.loads(call.arguments_json)["text"]
+            if message.tool_return.outcome == RETURNED:
+                returned.add(message.tool_return.tool_call_id)
+    told = Counter(text for call_id, text in asked.items() if call_id in returned)
+    there = Counter(evidence.notes.splitlines())
+    if told != there:
+        yield f"edits that are told and not there: {dict(told - there)}; there and not told: {dict(there - told)}"
+
+
+RULES = (each_message_is_read_once, each_edit_is_made_once, memory_runs_come_one_by_one, memory_runs_name_their_cause)

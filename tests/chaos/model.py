@@ -26,6 +26,8 @@ _ANSWERED = re.compile(rf"^Assistant: {MARK.pattern}", re.MULTILINE)
 _SLOW, _BROKEN = 5, 11
 """One answer of so many is written slowly; the first attempt of one of so many breaks off."""
 _PIECE_SECONDS = 0.04
+_MEMORY_STEPS = (("look_up", "memory_append"), ("memory_append",))
+"""What a memory agent calls."""
 
 
 class Pace(Gate):
@@ -100,12 +102,16 @@ def repeats_memory(request: Request) -> bool:
 def _reply(request: Request, mark: str, usage: Usage) -> Reply:
     if asks_for_summary(request):
         return says(f"{mark} {json.dumps(_summed_up(request))}", usage=usage)
-    turn: dict[str, Any] = {"steps": [["look_up"]]} if of_memory(request) else turn_of(request)
+    turn: dict[str, Any] = {"steps": _MEMORY_STEPS} if of_memory(request) else turn_of(request)
     steps, done = turn["steps"], turn.get("done", 0) + _answers_since_user(request.history)
     if done >= len(steps):
         return says(f"{mark} All of that is done, and this is how it ended.", usage=usage)
-    wanted = [(name, {"what": f"{mark} {index}"}) for index, name in enumerate(steps[done])]
+    wanted = [(name, _arguments(name, f"{mark} {index}")) for index, name in enumerate(steps[done])]
     return calls(*wanted, text=f"{mark} Let me see.", usage=usage)
+
+
+def _arguments(name: str, what: str) -> dict[str, str]:
+    return {"label": "notes", "text": what} if name == "memory_append" else {"what": what}
 
 
 def _summed_up(request: Request) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agent_service.cli import main
-from agent_service.domain import memory_work, moves, recovery, submit
+from agent_service.domain import memory_edit, memory_work, moves, recovery, submit
 from agent_service.domain.draft import Draft, Receipt
 from agent_service.domain.event import Event, RunStopped
 from agent_service.domain.message import Message
@@ -172,6 +172,16 @@ def kept_message_lost() -> None:
     patch(context._Entry, "begin_with", begin_later)
 
 
+def edit_made_twice() -> None:
+    """What a memory tool appends is appended once more where the call is stored."""
+    appended = memory_edit._appended
+
+    def twice(value: str, text: str) -> str:
+        return appended(appended(value, text), text)
+
+    patch(memory_edit, "_appended", twice)
+
+
 BUGS: dict[str, Callable[[], None]] = {
     bug.__name__: bug
     for bug in (
@@ -186,6 +196,7 @@ BUGS: dict[str, Callable[[], None]] = {
         started_tool_runs_again,
         read_when_begun,
         kept_message_lost,
+        edit_made_twice,
     )
 }
 

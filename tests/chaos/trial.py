@@ -57,6 +57,7 @@ SQLITE = {
     "started_tool_runs_again": Trial(("server_tools_run_once",), kills=16),
     "read_when_begun": Trial(("each_message_is_read_once",), kills=8),
     "kept_message_lost": Trial(("requests_show_what_is_stored",)),
+    "edit_made_twice": Trial(("each_edit_is_made_once",)),
 }
 """By the bugs of `planted`. The service without a bug comes first."""
 
