@@ -23,7 +23,7 @@ from tests.blocks import (
 from tests.modes import MODES, start, story
 from tests.ruled import outcomes, rule
 from tests.scripted_openai import Gate, calls, gated, says
-from tests.service import SECRET, kinds, returned, scripted, step, submit
+from tests.service import SECRET, kinds, refusal, returned, scripted, step, submit
 
 pytestmark = pytest.mark.anyio
 
@@ -319,6 +319,26 @@ async def test_other_server_tools_are_executed_in_their_turn(store: str) -> None
         done = await client.ask("Go.", agent_id="keeper")
         names = [m.tool_return.name for m in done.messages if m.HasField("tool_return")]
         assert names == ["add", "memory_append", "add"]
+
+
+async def test_a_repeated_start_joins_whatever_became_of_the_blocks(store: str) -> None:
+    """It was right when it was sent: the answer is the same; only a new start is held to the tools there are now."""
+    async with scripted([appends("notes", "x"), DONE], store) as (client, _):
+        await make(client, "notes")
+        await remembering(client, "notes")
+        wanted = {
+            "tool_choice": tools_pb2.ToolChoice(tool_name="memory_append"),
+            "tool_rules": [rule(terminal="memory_rethink")],
+        }
+        request = step("Go.", agent_id="keeper", run_id="run-1", **wanted)
+        done = await client.agent.Step(request)
+        await update(client, "notes", "read_only", read_only=True)
+        assert await client.agent.Step(request) == done
+        built = await client.agent.BuildRequest(agent_service_pb2.BuildRequestRequest(step=request))
+        assert built.not_buildable.message.startswith("run run-1 was started before")
+        request.run_id = "run-2"
+        refused = await refusal(client.agent.Step(request))
+        assert refused.fields == ("tool_rules[0].terminal.tool_name",)
 
 
 async def test_an_agent_without_blocks_is_what_it_was(store: str) -> None:
