@@ -82,11 +82,13 @@ def _edit(draft: Draft, tool: MemoryTool, arguments: Mapping[str, Any], max_show
 
 
 def _writable(draft: Draft, label: str) -> BlockRecord:
-    record = next((r for r in draft.blocks if r.block.label == label), None)
-    if record is not None and not record.block.read_only:
-        return record
+    found = [record for record in draft.blocks if record.block.label == label]
+    if len(found) == 1 and not found[0].block.read_only:
+        return found[0]
+    if len(found) > 1:  # One was made anew with the label of another.
+        raise EditError(f"{len(found)} memory blocks are labelled '{label}', so none of them can be changed")
     names = ", ".join(f"'{r.block.label}'" for r in draft.blocks if not r.block.read_only) or "none"
-    problem = f"memory block '{label}' is read-only" if record else f"there is no memory block '{label[:64]}'"
+    problem = f"memory block '{label}' is read-only" if found else f"there is no memory block '{label[:64]}'"
     raise EditError(f"{problem}. Blocks that can be changed: {names}")
 
 
