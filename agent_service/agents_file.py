@@ -34,6 +34,7 @@ from agent_service.toml_file import M
 from agent_service.tools.mcp.server import server_of
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_LIMITS = Limits()
 
 
 class _Table(BaseModel):
@@ -152,7 +153,9 @@ def read_toml(path: Path, model: type[M]) -> M:
         raise SettingsError(f"agents_file: {error}") from error
 
 
-def read_agents(path: Path, server_tools: tuple[str, ...]) -> tuple[tuple[AgentDefinition, ...], str]:
+def read_agents(
+    path: Path, server_tools: tuple[str, ...], limits: Limits = _LIMITS
+) -> tuple[tuple[AgentDefinition, ...], str]:
     """The agents of the file, and the id of the one that is marked as default, or an empty one.
 
     Raises SettingsError with what to change.
@@ -161,8 +164,9 @@ def read_agents(path: Path, server_tools: tuple[str, ...]) -> tuple[tuple[AgentD
     found = file.agents
     for agent_id, agent in found.items():
         _check(path, agent_id, agent, server_tools, tuple(file.mcp_servers))
-        _check_blocks(path, agent_id, agent, file.memory_blocks)
-    rules = {agent_id: _rules(f"agents_file: {path}: agents.{agent_id}.tool_rules", a) for agent_id, a in found.items()}
+        _check_blocks(path, agent_id, agent, file.memory_blocks, limits.max_memory_blocks)
+    where = f"agents_file: {path}: agents"
+    rules = {i: _rules(f"{where}.{i}.tool_rules", agent, limits.max_tool_rules) for i, agent in found.items()}
     marked = [agent_id for agent_id, agent in found.items() if agent.default]
     if len(marked) > 1:
         raise SettingsError(f"agents_file: {path}: more than one agent is marked as default: {', '.join(marked)}")
@@ -198,9 +202,8 @@ def _block(path: Path, block_id: str, table: _Block, limits: Limits) -> MemoryBl
     return block
 
 
-def _check_blocks(path: Path, agent_id: str, agent: _Agent, blocks: dict[str, _Block]) -> None:
+def _check_blocks(path: Path, agent_id: str, agent: _Agent, blocks: dict[str, _Block], most: int) -> None:
     where = f"agents_file: {path}: agents.{agent_id}.memory_blocks"
-    most = Limits().max_memory_blocks
     if len(agent.memory_blocks) > most:
         raise SettingsError(f"{where}: {len(agent.memory_blocks)} memory blocks; at most {most} are allowed")
     labels: dict[str, str] = {}
@@ -262,14 +265,14 @@ def _of_one(tool: str, mcp_servers: tuple[str, ...]) -> bool:
     return "_" in tool and server_of(tool) in mcp_servers
 
 
-def _rules(where: str, agent: _Agent) -> tuple[ToolRule, ...]:
+def _rules(where: str, agent: _Agent, most: int) -> tuple[ToolRule, ...]:
     rules = []
     for index, table in enumerate(agent.tool_rules):
         if len(table.model_fields_set) != 1:
             raise SettingsError(f"{where}[{index}]: set one of {', '.join(RuleKind)}")
         (kind,) = table.model_fields_set
         rules.append(_rule(RuleKind(kind), getattr(table, kind)))
-    problem = next(problems(rules, Limits().max_tool_rules), None)
+    problem = next(problems(rules, most), None)
     if problem is not None:
         raise SettingsError(f"{where}{problem[0]}: {problem[1]}")
     return tuple(rules)
