@@ -124,6 +124,15 @@ def test_a_block_that_the_model_has_not_seen_is_not_overwritten() -> None:
     assert made.blocks[0].block.value == "A"
 
 
+def test_a_block_that_cannot_be_changed_any_more_is_not_proposed() -> None:
+    """The others that the model was shown are, but for those that were read-only then."""
+    saw = (record("A"), record(block_id="other"), record(block_id="law", read_only=True))
+    for now in ((record("A", read_only=True),), ()):
+        made = draft(*now, saw=saw)
+        edit_memory(made, "c2", {"label": "notes", "text": "B"}, 1000)
+        assert told(made)[0].endswith(". Blocks that can be changed: 'other'")
+
+
 def test_of_two_blocks_with_one_label_none_is_changed() -> None:
     """The model cannot say which one it means; one of them was deleted and made again with the label of the other."""
     made = draft(record("A", label="x"), record("B", block_id="other", label="x"))

@@ -47,7 +47,8 @@ class BlockRecord:
     @property
     def seen(self) -> SeenBlock:
         """What a run keeps of it once its model was shown it."""
-        return SeenBlock(self.block.memory_block_id, self.block.label, self.revision, self.etag)
+        block = self.block
+        return SeenBlock(block.memory_block_id, block.label, self.revision, self.etag, block.read_only)
 
     def changed(self, block: MemoryBlock, now: int) -> BlockRecord:
         """The next revision; the same one if nothing is different."""
@@ -74,6 +75,7 @@ class SeenBlock:
     label: str
     revision: int
     etag: str
+    read_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
