@@ -241,8 +241,10 @@ async def test_a_deleted_block_is_gone_from_prompts_and_tools(store: str, again:
 
 
 async def test_read_only_blocks_alone_bring_no_tools(store: str) -> None:
-    """They are shown; a model that calls a tool all the same gets an error."""
-    async with scripted([calls((TOOLS[3], {"label": "law", "value": "x"}), unruly=True), DONE], store) as (client, up):
+    """They are shown; a model that calls a tool all the same gets an error. Once one may be changed, the next run has
+    the tools."""
+    unruly = calls((TOOLS[3], {"label": "law", "value": "x"}), unruly=True)
+    async with scripted([unruly, DONE, rethinks("law", "Lie."), DONE], store) as (client, up):
         await make(client, "law", "Never lie.", read_only=True)
         await remembering(client, "law")
         ((_, text),) = outcomes((await client.ask("Go.", agent_id="keeper")).messages)
@@ -250,6 +252,8 @@ async def test_read_only_blocks_alone_bring_no_tools(store: str) -> None:
         assert up.requests[0].tool_names == []
         assert "Never lie." in up.requests[0].system
         await update(client, "law", "read_only", read_only=False)
+        await client.ask("Go.", agent_id="keeper")
+        assert await value(client, "law") == "Lie."
 
 
 async def test_an_agent_may_name_the_memory_tools_it_has(store: str) -> None:
