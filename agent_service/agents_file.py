@@ -34,7 +34,6 @@ from agent_service.toml_file import M
 from agent_service.tools.mcp.server import server_of
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-_LIMITS = Limits()
 
 
 class _Table(BaseModel):
@@ -153,9 +152,7 @@ def read_toml(path: Path, model: type[M]) -> M:
         raise SettingsError(f"agents_file: {error}") from error
 
 
-def read_agents(
-    path: Path, server_tools: tuple[str, ...], limits: Limits = _LIMITS
-) -> tuple[tuple[AgentDefinition, ...], str]:
+def read_agents(path: Path, server_tools: tuple[str, ...], limits: Limits) -> tuple[tuple[AgentDefinition, ...], str]:
     """The agents of the file, and the id of the one that is marked as default, or an empty one.
 
     Raises SettingsError with what to change.
@@ -164,6 +161,7 @@ def read_agents(
     found = file.agents
     for agent_id, agent in found.items():
         _check(path, agent_id, agent, server_tools, tuple(file.mcp_servers))
+        _check_context(path, agent_id, agent, limits.max_summary_prompt_bytes)
         _check_blocks(path, agent_id, agent, file.memory_blocks, limits.max_memory_blocks)
     where = f"agents_file: {path}: agents"
     rules = {i: _rules(f"{where}.{i}.tool_rules", agent, limits.max_tool_rules) for i, agent in found.items()}
@@ -181,7 +179,7 @@ def read_agents(
         )
         for i, agent in found.items()
     )
-    _check_sleeptime(path, agents)
+    _check_sleeptime(path, agents, limits.max_memory_agents)
     return agents, "".join(marked)
 
 
@@ -224,9 +222,6 @@ def _check(path: Path, agent_id: str, agent: _Agent, server_tools: tuple[str, ..
     for field in ("server_tools", "tool_rules"):
         if agent.kind is AgentKind.RESPONDER and getattr(agent, field):
             raise SettingsError(f"{where}.{field}: a responder has no tools")
-    policy = ContextPolicy(**agent.context.model_dump())
-    for name, problem in problems_of_policy(policy, Limits().max_summary_prompt_bytes):
-        raise SettingsError(f"{where}.context.{name}: {problem}")
     # An MCP server lists what it likes, when it likes: a name that it does not have now is no reason not to start.
     unknown = [
         name
@@ -241,12 +236,18 @@ def _check(path: Path, agent_id: str, agent: _Agent, server_tools: tuple[str, ..
         raise SettingsError(f"{where}.server_tools: '{doubled}' is named twice")
 
 
-def _check_sleeptime(path: Path, agents: tuple[AgentDefinition, ...]) -> None:
+def _check_context(path: Path, agent_id: str, agent: _Agent, most: int) -> None:
+    policy = ContextPolicy(**agent.context.model_dump())
+    for name, problem in problems_of_policy(policy, most):
+        raise SettingsError(f"agents_file: {path}: agents.{agent_id}.context.{name}: {problem}")
+
+
+def _check_sleeptime(path: Path, agents: tuple[AgentDefinition, ...], most: int) -> None:
     """Agents of the configuration are made of agents of the configuration."""
     kinds = {"default": AgentKind.LLM, "responder": AgentKind.RESPONDER} | {a.agent_id: a.kind for a in agents}
     for agent in agents:
         where = f"agents_file: {path}: agents.{agent.agent_id}"
-        for problem in problems_of_sleeptime(agent, Limits().max_memory_agents):
+        for problem in problems_of_sleeptime(agent, most):
             raise SettingsError(f"{where}: {_key(problem.field)}: {problem.description}")
         for field, agent_id, allowed in named(agent):
             known = f"no agent '{agent_id}'; known: {', '.join(kinds)}"

@@ -44,7 +44,7 @@ def test_blocks_are_read_as_they_stand(path: Path) -> None:
     human = MemoryBlock("human", "human", "Ada", "Who they are.", 5000)
     law = MemoryBlock("team.law", "law", "Never lie.", "", 50, read_only=True)
     assert read_memory_blocks(path, Limits()) == (human, law)
-    ((keeper,), _) = read_agents(path, ())
+    ((keeper,), _) = read_agents(path, (), Limits())
     assert (keeper.memory_block_ids, keeper.server_tools) == (("team.law", "human"), ("memory_append",))
 
 
@@ -80,7 +80,7 @@ def test_an_agent_that_cannot_have_its_blocks_is_refused(path: Path, named: str,
     blocks = "[memory_blocks.a]\nlabel = 'x'\n[memory_blocks.b]\nlabel = 'x'"
     path.write_text(f"{blocks}\n[agents.keeper]\nmemory_blocks = {named}")
     with pytest.raises(SettingsError) as error:
-        read_agents(path, ())
+        read_agents(path, (), Limits())
     assert f"agents.keeper.memory_blocks: {told}" in str(error.value)
 
 
