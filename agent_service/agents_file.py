@@ -152,7 +152,7 @@ def read_toml(path: Path, model: type[M]) -> M:
         raise SettingsError(f"agents_file: {error}") from error
 
 
-def read_agents(path: Path, server_tools: tuple[str, ...]) -> tuple[tuple[AgentDefinition, ...], str]:
+def read_agents(path: Path, server_tools: tuple[str, ...], limits: Limits) -> tuple[tuple[AgentDefinition, ...], str]:
     """The agents of the file, and the id of the one that is marked as default, or an empty one.
 
     Raises SettingsError with what to change.
@@ -161,8 +161,10 @@ def read_agents(path: Path, server_tools: tuple[str, ...]) -> tuple[tuple[AgentD
     found = file.agents
     for agent_id, agent in found.items():
         _check(path, agent_id, agent, server_tools, tuple(file.mcp_servers))
-        _check_blocks(path, agent_id, agent, file.memory_blocks)
-    rules = {agent_id: _rules(f"agents_file: {path}: agents.{agent_id}.tool_rules", a) for agent_id, a in found.items()}
+        _check_context(path, agent_id, agent, limits.max_summary_prompt_bytes)
+        _check_blocks(path, agent_id, agent, file.memory_blocks, limits.max_memory_blocks)
+    where = f"agents_file: {path}: agents"
+    rules = {i: _rules(f"{where}.{i}.tool_rules", agent, limits.max_tool_rules) for i, agent in found.items()}
     marked = [agent_id for agent_id, agent in found.items() if agent.default]
     if len(marked) > 1:
         raise SettingsError(f"agents_file: {path}: more than one agent is marked as default: {', '.join(marked)}")
@@ -177,7 +179,7 @@ def read_agents(path: Path, server_tools: tuple[str, ...]) -> tuple[tuple[AgentD
         )
         for i, agent in found.items()
     )
-    _check_sleeptime(path, agents)
+    _check_sleeptime(path, agents, limits.max_memory_agents)
     return agents, "".join(marked)
 
 
@@ -198,9 +200,8 @@ def _block(path: Path, block_id: str, table: _Block, limits: Limits) -> MemoryBl
     return block
 
 
-def _check_blocks(path: Path, agent_id: str, agent: _Agent, blocks: dict[str, _Block]) -> None:
+def _check_blocks(path: Path, agent_id: str, agent: _Agent, blocks: dict[str, _Block], most: int) -> None:
     where = f"agents_file: {path}: agents.{agent_id}.memory_blocks"
-    most = Limits().max_memory_blocks
     if len(agent.memory_blocks) > most:
         raise SettingsError(f"{where}: {len(agent.memory_blocks)} memory blocks; at most {most} are allowed")
     labels: dict[str, str] = {}
@@ -221,9 +222,6 @@ def _check(path: Path, agent_id: str, agent: _Agent, server_tools: tuple[str, ..
     for field in ("server_tools", "tool_rules"):
         if agent.kind is AgentKind.RESPONDER and getattr(agent, field):
             raise SettingsError(f"{where}.{field}: a responder has no tools")
-    policy = ContextPolicy(**agent.context.model_dump())
-    for name, problem in problems_of_policy(policy, Limits().max_summary_prompt_bytes):
-        raise SettingsError(f"{where}.context.{name}: {problem}")
     # An MCP server lists what it likes, when it likes: a name that it does not have now is no reason not to start.
     unknown = [
         name
@@ -238,12 +236,18 @@ def _check(path: Path, agent_id: str, agent: _Agent, server_tools: tuple[str, ..
         raise SettingsError(f"{where}.server_tools: '{doubled}' is named twice")
 
 
-def _check_sleeptime(path: Path, agents: tuple[AgentDefinition, ...]) -> None:
+def _check_context(path: Path, agent_id: str, agent: _Agent, most: int) -> None:
+    policy = ContextPolicy(**agent.context.model_dump())
+    for name, problem in problems_of_policy(policy, most):
+        raise SettingsError(f"agents_file: {path}: agents.{agent_id}.context.{name}: {problem}")
+
+
+def _check_sleeptime(path: Path, agents: tuple[AgentDefinition, ...], most: int) -> None:
     """Agents of the configuration are made of agents of the configuration."""
     kinds = {"default": AgentKind.LLM, "responder": AgentKind.RESPONDER} | {a.agent_id: a.kind for a in agents}
     for agent in agents:
         where = f"agents_file: {path}: agents.{agent.agent_id}"
-        for problem in problems_of_sleeptime(agent, Limits().max_memory_agents):
+        for problem in problems_of_sleeptime(agent, most):
             raise SettingsError(f"{where}: {_key(problem.field)}: {problem.description}")
         for field, agent_id, allowed in named(agent):
             known = f"no agent '{agent_id}'; known: {', '.join(kinds)}"
@@ -262,14 +266,14 @@ def _of_one(tool: str, mcp_servers: tuple[str, ...]) -> bool:
     return "_" in tool and server_of(tool) in mcp_servers
 
 
-def _rules(where: str, agent: _Agent) -> tuple[ToolRule, ...]:
+def _rules(where: str, agent: _Agent, most: int) -> tuple[ToolRule, ...]:
     rules = []
     for index, table in enumerate(agent.tool_rules):
         if len(table.model_fields_set) != 1:
             raise SettingsError(f"{where}[{index}]: set one of {', '.join(RuleKind)}")
         (kind,) = table.model_fields_set
         rules.append(_rule(RuleKind(kind), getattr(table, kind)))
-    problem = next(problems(rules, Limits().max_tool_rules), None)
+    problem = next(problems(rules, most), None)
     if problem is not None:
         raise SettingsError(f"{where}{problem[0]}: {problem[1]}")
     return tuple(rules)

@@ -106,7 +106,7 @@ def _agents_file(settings: Settings) -> Finding:
     except ToolLoadError:
         names = ()
     try:
-        agents, _ = read_agents(path, names)
+        agents, _ = read_agents(path, names, settings.limits)
         blocks = read_memory_blocks(path, settings.limits)
         servers = read_mcp_servers(path, names, settings.tool_timeout_seconds)
     except SettingsError as error:

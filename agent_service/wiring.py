@@ -199,7 +199,8 @@ def _configured_agents(settings: Settings, tools: _Tools) -> tuple[AgentDefiniti
         AgentDefinition("default", AgentKind.LLM, settings.instructions, server_tools=tools.by_default),
         AgentDefinition("responder", AgentKind.RESPONDER, settings.instructions),
     )
-    named, marked = read_agents(settings.agents_file, tools.by_default) if settings.agents_file else ((), "")
+    file, limits = settings.agents_file, settings.limits
+    named, marked = read_agents(file, tools.by_default, limits) if file else ((), "")
     for agent in named:
         unknown = [n for n in agent.server_tools if tools.all.schema(n) is None and n not in MEMORY_TOOLS]
         if unknown:

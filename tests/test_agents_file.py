@@ -16,6 +16,7 @@ from agent_service.agents_file import read_agents
 from agent_service.domain.policy import ContextPolicy, Strategy
 from agent_service.domain.rules import NextTool, RuleKind, ToolRule
 from agent_service.domain.run import AgentDefinition, AgentKind
+from agent_service.engine.limits import Limits
 from agent_service.settings import SettingsError
 from tests.scripted_openai import says
 from tests.service import refusal, scripted
@@ -74,7 +75,7 @@ def write(path: Path) -> Write:
 def test_a_file_is_read(path: Path) -> None:
     """In its order, with the one that is marked as default; what is left out has its default."""
     path.write_text(WHOLE)
-    agents, default = read_agents(path, TOOLS)
+    agents, default = read_agents(path, TOOLS, Limits())
     assert agents == (
         AgentDefinition(
             *("sales", AgentKind.LLM, "You sell.", "m-2", ("find", "add"), "Sells.", "speak", "words"),
@@ -135,7 +136,7 @@ def test_a_mistake_is_told_with_its_place(path: Path, text: str, problem: str) -
     """One line: the setting, the file, where in it, and what is wrong."""
     path.write_text(text)
     with pytest.raises(SettingsError) as error:
-        read_agents(path, TOOLS)
+        read_agents(path, TOOLS, Limits())
     message = str(error.value)
     assert message.startswith("agents_file: ")
     assert problem in message
@@ -147,20 +148,20 @@ def test_the_known_tools_are_listed(path: Path) -> None:
     """So that a typo is seen; also if there are none but those for memory."""
     path.write_text("[agents.x]\nserver_tools = ['ad']")
     with pytest.raises(SettingsError, match=r"no server tool 'ad'; known: add, find"):
-        read_agents(path, TOOLS)
+        read_agents(path, TOOLS, Limits())
     with pytest.raises(SettingsError, match=r"no server tool 'ad'; known: memory_append, memory_replace"):
-        read_agents(path, ())
+        read_agents(path, (), Limits())
 
 
 def test_a_file_that_cannot_be_read_is_told(path: Path) -> None:
     """Because it is not there, is a folder, or is not text."""
     with pytest.raises(SettingsError, match="cannot read"):
-        read_agents(path, TOOLS)
+        read_agents(path, TOOLS, Limits())
     with pytest.raises(SettingsError, match="cannot read"):
-        read_agents(path.parent, TOOLS)
+        read_agents(path.parent, TOOLS, Limits())
     path.write_bytes(b"[agents.x]\ndescription = '\xff'")
     with pytest.raises(SettingsError, match="cannot read"):
-        read_agents(path, TOOLS)
+        read_agents(path, TOOLS, Limits())
 
 
 def test_serve_says_what_is_wrong_with_the_file(path: Path) -> None:
@@ -245,7 +246,7 @@ def test_tool_rules_are_written_as_in_the_contract(path: Path) -> None:
     path.write_text(f"{text}\n")
     tables_path = path.with_name("tables.toml")
     tables_path.write_text(f"[agents.x]\n{tables}")
-    ((agent,), _), ((other,), _) = read_agents(path, TOOLS), read_agents(tables_path, TOOLS)
+    ((agent,), _), ((other,), _) = read_agents(path, TOOLS, Limits()), read_agents(tables_path, TOOLS, Limits())
     assert agent.tool_rules == (
         ToolRule(RuleKind.RUN_FIRST, "find", '{"q": "tea", "n": 1}'),
         ToolRule(RuleKind.CHILD, "find", children=(NextTool("add"), NextTool("b", "{}"))),
@@ -268,7 +269,7 @@ def test_every_kind_of_rule_can_be_written(path: Path, kind: RuleKind) -> None:
         RuleKind.MAX_COUNT: ", max_count = 1",
     }
     path.write_text(f"[agents.x]\ntool_rules = [{{ {kind} = {{ tool_name = 'find'{more.get(kind, '')} }} }}]")
-    (agent,), _ = read_agents(path, TOOLS)
+    (agent,), _ = read_agents(path, TOOLS, Limits())
     assert [(rule.kind, rule.tool_name) for rule in agent.tool_rules] == [(kind, "find")]
 
 

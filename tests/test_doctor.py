@@ -201,6 +201,9 @@ async def test_tools_and_agents_that_are_not_there_are_told(tmp_path: Path) -> N
         path.write_text(text)
         seen = await found("agents file", agents_file=path, tools="tests.server_tools:add")
         assert (seen.level, word in seen.found) == (level, True)
+    path.write_text("[memory_blocks.a]\n[memory_blocks.b]\n[agents.helper]\nmemory_blocks = ['a', 'b']\n")
+    seen = await found("agents file", agents_file=path, limits='{"max_memory_blocks": 1}')
+    assert (seen.level, "at most 1" in seen.found) == (PROBLEM, True)
     path.unlink()
     assert (await found("agents file", agents_file=path)).level is PROBLEM
 

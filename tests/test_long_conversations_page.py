@@ -11,6 +11,7 @@ import pytest
 from agent_service.agents_file import read_agents
 from agent_service.domain.policy import ContextPolicy
 from agent_service.engine import tokens
+from agent_service.engine.limits import Limits
 from tests.pages import blocks, check, section
 from tests.scripted_openai import says
 from tests.service import scripted
@@ -33,7 +34,7 @@ def test_the_file_is_read_as_the_page_says(tmp_path: Path) -> None:
     """It is the agent of the page."""
     (text,) = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
     (tmp_path / "agents.toml").write_text(text)
-    ((diary,), _) = read_agents(tmp_path / "agents.toml", ())
+    ((diary,), _) = read_agents(tmp_path / "agents.toml", (), Limits())
     assert diary.context == ContextPolicy(1000, threshold=0.6)
 
 

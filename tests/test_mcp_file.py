@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent_service.agents_file import read_agents
+from agent_service.engine.limits import Limits
 from agent_service.mcp_file import read_mcp_servers
 from agent_service.settings import SettingsError
 from agent_service.tools.mcp.server import McpServer
@@ -70,19 +71,19 @@ def test_servers_are_read(path: Path) -> None:
 def test_agents_may_name_what_the_servers_may_list(path: Path) -> None:
     """A name that begins with a server's is not looked for; any other one must be there."""
     path.write_text(WHOLE)
-    agents, _ = read_agents(path, ("add",))
+    agents, _ = read_agents(path, ("add",), Limits())
     assert agents[0].server_tools == ("add", "files_read", "wiki_search")
     path.write_text(WHOLE.replace("wiki_search", "wikis_search"))
     with pytest.raises(
         SettingsError, match=r"no server tool 'wikis_search'; known: add, files_\.\.\., wiki_\.\.\., memory_\w+, "
     ):
-        read_agents(path, ("add",))
+        read_agents(path, ("add",), Limits())
 
 
 def test_a_file_may_have_servers_only(path: Path) -> None:
     """Agents can be made by calls."""
     path.write_text("[mcp_servers.a]\ncommand = 'a'")
-    assert read_agents(path, ()) == ((), "")
+    assert read_agents(path, (), Limits()) == ((), "")
     assert [server.name for server in read_mcp_servers(path, (), 60)] == ["a"]
 
 

@@ -23,7 +23,7 @@ from tests.blocks import (
 from tests.modes import MODES, start, story
 from tests.ruled import outcomes, rule
 from tests.scripted_openai import Gate, calls, gated, says
-from tests.service import SECRET, kinds, returned, scripted, step, submit
+from tests.service import SECRET, kinds, refusal, returned, scripted, step, submit
 
 pytestmark = pytest.mark.anyio
 
@@ -241,8 +241,10 @@ async def test_a_deleted_block_is_gone_from_prompts_and_tools(store: str, again:
 
 
 async def test_read_only_blocks_alone_bring_no_tools(store: str) -> None:
-    """They are shown; a model that calls a tool all the same gets an error."""
-    async with scripted([calls((TOOLS[3], {"label": "law", "value": "x"}), unruly=True), DONE], store) as (client, up):
+    """They are shown; a model that calls a tool all the same gets an error. Once one may be changed, the next run has
+    the tools."""
+    unruly = calls((TOOLS[3], {"label": "law", "value": "x"}), unruly=True)
+    async with scripted([unruly, DONE, rethinks("law", "Lie."), DONE], store) as (client, up):
         await make(client, "law", "Never lie.", read_only=True)
         await remembering(client, "law")
         ((_, text),) = outcomes((await client.ask("Go.", agent_id="keeper")).messages)
@@ -250,6 +252,8 @@ async def test_read_only_blocks_alone_bring_no_tools(store: str) -> None:
         assert up.requests[0].tool_names == []
         assert "Never lie." in up.requests[0].system
         await update(client, "law", "read_only", read_only=False)
+        await client.ask("Go.", agent_id="keeper")
+        assert await value(client, "law") == "Lie."
 
 
 async def test_an_agent_may_name_the_memory_tools_it_has(store: str) -> None:
@@ -319,6 +323,26 @@ async def test_other_server_tools_are_executed_in_their_turn(store: str) -> None
         done = await client.ask("Go.", agent_id="keeper")
         names = [m.tool_return.name for m in done.messages if m.HasField("tool_return")]
         assert names == ["add", "memory_append", "add"]
+
+
+async def test_a_repeated_start_joins_whatever_became_of_the_blocks(store: str) -> None:
+    """It was right when it was sent: the answer is the same; only a new start is held to the tools there are now."""
+    async with scripted([appends("notes", "x"), DONE], store) as (client, _):
+        await make(client, "notes")
+        await remembering(client, "notes")
+        wanted = {
+            "tool_choice": tools_pb2.ToolChoice(tool_name="memory_append"),
+            "tool_rules": [rule(terminal="memory_rethink")],
+        }
+        request = step("Go.", agent_id="keeper", run_id="run-1", **wanted)
+        done = await client.agent.Step(request)
+        await update(client, "notes", "read_only", read_only=True)
+        assert await client.agent.Step(request) == done
+        built = await client.agent.BuildRequest(agent_service_pb2.BuildRequestRequest(step=request))
+        assert built.not_buildable.message.startswith("run run-1 was started before")
+        request.run_id = "run-2"
+        refused = await refusal(client.agent.Step(request))
+        assert refused.fields == ("tool_rules[0].terminal.tool_name",)
 
 
 async def test_an_agent_without_blocks_is_what_it_was(store: str) -> None:

@@ -124,6 +124,23 @@ def test_a_block_that_the_model_has_not_seen_is_not_overwritten() -> None:
     assert made.blocks[0].block.value == "A"
 
 
+def test_a_block_that_cannot_be_changed_any_more_is_not_proposed() -> None:
+    """The others that the model was shown are, but for those that were read-only then."""
+    saw = (record("A"), record(block_id="other"), record(block_id="law", read_only=True))
+    for now in ((record("A", read_only=True),), ()):
+        made = draft(*now, saw=saw)
+        edit_memory(made, "c2", {"label": "notes", "text": "B"}, 1000)
+        assert told(made)[0].endswith(". Blocks that can be changed: 'other'")
+
+
+def test_of_two_blocks_with_one_label_none_is_changed() -> None:
+    """The model cannot say which one it means; one of them was deleted and made again with the label of the other."""
+    made = draft(record("A", label="x"), record("B", block_id="other", label="x"))
+    edit_memory(made, "c2", {"label": "x", "text": "C"}, 1000)
+    assert [each.block.value for each in made.blocks] == ["A", "B"]
+    assert told(made) == ["Error: not changed, 2 memory blocks are labelled 'x', so none of them can be changed"]
+
+
 def test_a_long_value_is_not_shown_in_an_error() -> None:
     """It is in the instructions."""
     made = draft(record("A" * 4), saw=())

@@ -44,7 +44,7 @@ def test_blocks_are_read_as_they_stand(path: Path) -> None:
     human = MemoryBlock("human", "human", "Ada", "Who they are.", 5000)
     law = MemoryBlock("team.law", "law", "Never lie.", "", 50, read_only=True)
     assert read_memory_blocks(path, Limits()) == (human, law)
-    ((keeper,), _) = read_agents(path, ())
+    ((keeper,), _) = read_agents(path, (), Limits())
     assert (keeper.memory_block_ids, keeper.server_tools) == (("team.law", "human"), ("memory_append",))
 
 
@@ -80,8 +80,30 @@ def test_an_agent_that_cannot_have_its_blocks_is_refused(path: Path, named: str,
     blocks = "[memory_blocks.a]\nlabel = 'x'\n[memory_blocks.b]\nlabel = 'x'"
     path.write_text(f"{blocks}\n[agents.keeper]\nmemory_blocks = {named}")
     with pytest.raises(SettingsError) as error:
-        read_agents(path, ())
+        read_agents(path, (), Limits())
     assert f"agents.keeper.memory_blocks: {told}" in str(error.value)
+
+
+@pytest.fixture
+def crowded(path: Path) -> Path:
+    """A file with an agent that has more blocks and rules than the default limits allow."""
+    blocks = "".join(f"[memory_blocks.b{n}]\n" for n in range(33))
+    rules = "".join(f"[[agents.keeper.tool_rules]]\nterminal.tool_name = 't{n}'\n" for n in range(129))
+    path.write_text(f"{blocks}\n[agents.keeper]\nmemory_blocks = {[f'b{n}' for n in range(33)]}\n{rules}")
+    return path
+
+
+@pytest.mark.anyio
+async def test_the_servers_own_limits_hold(crowded: Path) -> None:
+    """For blocks and tool rules of agents alike, whether they allow more than the default or less."""
+    limits = '{"max_memory_blocks": 33, "max_tool_rules": 129}'
+    async with scripted([], "memory", agents_file=crowded, limits=limits) as (client, _):
+        keeper = await client.get_agent("keeper")
+        assert (len(keeper.memory_block_ids), len(keeper.tool_rules)) == (33, 129)
+    with pytest.raises(SettingsError, match="33 memory blocks; at most 2"):
+        read_agents(crowded, (), Limits(max_memory_blocks=2))
+    with pytest.raises(SettingsError, match=r"129 .*at most 2"):
+        read_agents(crowded, (), Limits(max_memory_blocks=33, max_tool_rules=2))
 
 
 @pytest.fixture

@@ -46,6 +46,6 @@ def test_the_file_of_the_page_has_blocks(tmp_path: Path) -> None:
     (text,) = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
     path = tmp_path / "agents.toml"
     path.write_text(text)
-    ((agent,), _) = read_agents(path, ())
+    ((agent,), _) = read_agents(path, (), Limits())
     assert agent.memory_block_ids == ("ada", "law")
     assert [block.label for block in read_memory_blocks(path, Limits())] == ["human", "law"]

@@ -24,8 +24,8 @@ from tests.blocks import (
     update_request,
     value,
 )
-from tests.scripted_openai import Gate, Reply, Request, gated, says
-from tests.service import Client, refusal, scripted
+from tests.scripted_openai import Gate, Reply, Request, ScriptedOpenAI, gated, says
+from tests.service import Client, refusal, scripted, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -129,11 +129,27 @@ async def test_bad_fields_are_named(store: str) -> None:
         assert refused.fields == ("memory_block.memory_block_id",)
         await make(client, "human", "Ada")
         refused = await refusal(client.registry.UpdateMemoryBlock(update_request("human", "limit", limit=2)))
-        assert refused.fields == ("memory_block.value",)
+        assert refused.message == (
+            "memory_block.limit: 2 is less than the 3 characters of its value; shorten that, too, or first"
+        )
         refused = await refusal(client.registry.UpdateMemoryBlock(update_request("human", "label", label="x")))
         assert "'label' cannot be changed; these can: value, description, limit, read_only" in refused.message
         refused = await refusal(client.registry.ListMemoryBlocks(pb.ListMemoryBlocksRequest(label="\0", page_size=-1)))
         assert refused.fields == ("label", "page_size")
+
+
+async def test_an_update_is_held_to_what_it_changes(shared_store: str) -> None:
+    """A block that was made when more was allowed is not in the way of a change of its other fields."""
+    async with ScriptedOpenAI([]) as upstream:
+        async with serving(upstream, shared_store) as client:
+            made = await make(client, "human", "Ada", description="Who.", limit=50)
+        limits = '{"max_memory_block_limit": 10, "max_memory_description_bytes": 2}'
+        async with serving(upstream, shared_store, limits=limits) as client:
+            changed = await update(client, "human", "value", "read_only", value="x" * 50, etag=made.etag)
+            assert (len(changed.value), changed.limit, changed.description) == (50, 50, "Who.")
+            request = update_request("human", "limit", "description", limit=11, description="Who")
+            refused = await refusal(client.registry.UpdateMemoryBlock(request))
+            assert refused.fields == ("memory_block.limit", "memory_block.description")
 
 
 async def test_a_deleted_block_is_gone(store: str) -> None:

@@ -14,8 +14,10 @@ from agentrpc.v1 import server_service_pb2
 from agent_service.domain.registry import CallFilter
 from agent_service.stores.postgres_batches import LANES
 from agent_service.stores.postgres_database import Connection, Database
+from tests.blocks import appends, make, remembering, value
 from tests.persistent import COMPLETED, PAUSED, Callers, Watcher, is_unavailable, script, until
 from tests.postgres import Postgres
+from tests.scripted_openai import says
 from tests.service import SECRET, Client, durable, refusal, returned, scripted, step, submit
 from tests.store_contract import LEASE, PINNED, TENANT, opened, unchanged
 from tests.store_contract import client as planned
@@ -263,6 +265,18 @@ async def test_a_write_that_waits_for_a_lock_keeps_nobody_from_hearing_of_others
             assert (await kept.store.standing([(TENANT, "run_1")])).keys() == {(TENANT, "run_1")}
             assert not moving.done()
         await moving
+
+
+async def test_an_edit_of_memory_waits_for_no_other_block(url: str) -> None:
+    """Such as one that all agents share: another program holds it, and the block beside it is edited all the same."""
+    async with scripted([appends("notes", "x"), says("Done.")], url, store_busy_seconds=PATIENCE) as (client, _):
+        await make(client, "law", read_only=True)
+        await make(client, "notes")
+        await remembering(client, "law", "notes")
+        async with connected(url) as db, db.transaction():
+            await db.execute("SELECT FROM memory_blocks WHERE label = 'law' FOR UPDATE")
+            await asyncio.wait_for(client.ask("Go.", agent_id="keeper"), AT_ONCE)
+        assert await value(client, "notes") == "x"
 
 
 async def test_a_call_that_is_settled_while_a_worker_asks_for_it_is_given_to_nobody(url: str) -> None:

@@ -10,6 +10,7 @@ from agentrpc.v1 import agent_registry_service_pb2 as registry_pb
 from agentrpc.v1 import agent_service_pb2, agents_pb2, server_service_pb2
 
 from agent_service.agents_file import read_agents
+from agent_service.engine.limits import Limits
 from agent_service.settings import SettingsError
 from tests.modes import MODES, resume, start
 from tests.ruled import rule
@@ -192,5 +193,5 @@ def test_a_mistake_in_the_file_is_told_with_its_key(tmp_path: Path, old: str, ne
     assert old in FILE
     path.write_text(FILE.replace(old, new))
     with pytest.raises(SettingsError) as error:
-        read_agents(path, ("add",))
+        read_agents(path, ("add",), Limits())
     assert message in str(error.value)

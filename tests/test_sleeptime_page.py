@@ -37,7 +37,7 @@ def test_the_file_makes_the_same_agents(tmp_path: Path) -> None:
     (toml,) = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
     path = tmp_path / "agents.toml"
     path.write_text(toml)
-    agents, _ = read_agents(path, ())
+    agents, _ = read_agents(path, (), Limits())
     (desk,) = (agent for agent in agents if agent.sleeptime is not None)
     assert (desk.agent_id, desk.sleeptime.foreground_agent_id if desk.sleeptime else "") == ("desk", "clerk")
 

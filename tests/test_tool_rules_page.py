@@ -10,6 +10,7 @@ import pytest
 
 from agent_service.agents_file import read_agents
 from agent_service.domain.rules import RuleKind
+from agent_service.engine.limits import Limits
 from tests.pages import blocks, check, section
 from tests.scripted_openai import calls
 from tests.service import scripted
@@ -42,6 +43,6 @@ def test_the_file_of_the_page_has_rules(tmp_path: Path) -> None:
     (text,) = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
     path = tmp_path / "agents.toml"
     path.write_text(text)
-    ((agent,), _) = read_agents(path, ())
+    ((agent,), _) = read_agents(path, (), Limits())
     kinds = [RuleKind.RUN_FIRST, RuleKind.CONDITIONAL, RuleKind.MAX_COUNT, RuleKind.TERMINAL]
     assert [rule.kind for rule in agent.tool_rules] == kinds

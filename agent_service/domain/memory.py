@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from agent_service.domain.errors import AgentServiceError, Reason
 
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,64}")
+CHANGEABLE = ("value", "description", "limit", "read_only")
+"""The fields of a block that callers can change."""
+FIELDS = ("label", *CHANGEABLE)
+"""Those that they can set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,8 @@ class BlockRecord:
     @property
     def seen(self) -> SeenBlock:
         """What a run keeps of it once its model was shown it."""
-        return SeenBlock(self.block.memory_block_id, self.block.label, self.revision, self.etag)
+        block = self.block
+        return SeenBlock(block.memory_block_id, block.label, self.revision, self.etag, block.read_only)
 
     def changed(self, block: MemoryBlock, now: int) -> BlockRecord:
         """The next revision; the same one if nothing is different."""
@@ -70,6 +75,7 @@ class SeenBlock:
     label: str
     revision: int
     etag: str
+    read_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +103,26 @@ def check_same_block(existing: BlockRecord, block: MemoryBlock) -> BlockRecord:
     return existing
 
 
-def problems(block: MemoryBlock, max_limit: int, max_description_bytes: int) -> Iterator[tuple[str, str]]:
-    """What is wrong with a block: the field, what was found and what is allowed."""
-    if not _LABEL.fullmatch(block.label):
-        yield "label", f"{block.label[:64]!r} is not 1 to 64 letters, digits, '_' or '-'"
-    if not 1 <= block.limit <= max_limit:
+def label_problem(label: str) -> str:
+    """What is wrong with a label, and what is allowed; empty if nothing is."""
+    return "" if _LABEL.fullmatch(label) else f"{label[:64]!r} is not 1 to 64 letters, digits, '_' or '-'"
+
+
+def problems(
+    block: MemoryBlock, max_limit: int, max_description_bytes: int, changed: Collection[str] = FIELDS
+) -> Iterator[tuple[str, str]]:
+    """What is wrong with the fields that are `changed`: the field, what was found and what is allowed."""
+    if "label" in changed and (problem := label_problem(block.label)):
+        yield "label", problem
+    size = len(block.value)
+    if "limit" in changed and not 1 <= block.limit <= max_limit:
         yield "limit", f"{block.limit} is not 1 to {max_limit}, or 0 for the default"
-    elif len(block.value) > block.limit:
-        yield "value", f"{len(block.value)} characters; at most {block.limit}, the block's limit, are allowed"
+    elif "value" in changed and size > block.limit:
+        yield "value", f"{size} characters; at most {block.limit}, the block's limit, are allowed"
+    elif "limit" in changed and size > block.limit:
+        yield "limit", f"{block.limit} is less than the {size} characters of its value; shorten that, too, or first"
     size = len(block.description.encode())
-    if size > max_description_bytes:
+    if "description" in changed and size > max_description_bytes:
         yield "description", f"{size} bytes; at most {max_description_bytes} are allowed"
 
 

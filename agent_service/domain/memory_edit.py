@@ -9,6 +9,7 @@ from typing import Any
 from agent_service.domain.draft import Draft
 from agent_service.domain.memory import BlockRecord, SeenBlock
 from agent_service.domain.moves import CallResult, finish_calls, startable
+from agent_service.domain.run import Run
 from agent_service.domain.values import replace
 
 
@@ -29,6 +30,12 @@ END = -1
 
 class EditError(Exception):
     """The edit is not made; the text tells the model what is, what is allowed and what to do."""
+
+
+def edited_blocks(run: Run, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """The ids of the blocks that `edit_memory` needs: of those the model saw, the one of the label. It waits for no
+    other one, such as one that all agents share."""
+    return tuple(seen.memory_block_id for seen in run.memory_seen if seen.label == arguments["label"])
 
 
 def edit_memory(draft: Draft, tool_call_id: str, arguments: Mapping[str, Any], max_shown_bytes: int) -> None:
@@ -82,11 +89,14 @@ def _edit(draft: Draft, tool: MemoryTool, arguments: Mapping[str, Any], max_show
 
 
 def _writable(draft: Draft, label: str) -> BlockRecord:
-    record = next((r for r in draft.blocks if r.block.label == label), None)
-    if record is not None and not record.block.read_only:
-        return record
-    names = ", ".join(f"'{r.block.label}'" for r in draft.blocks if not r.block.read_only) or "none"
-    problem = f"memory block '{label}' is read-only" if record else f"there is no memory block '{label[:64]}'"
+    found = [record for record in draft.blocks if record.block.label == label]
+    if len(found) == 1 and not found[0].block.read_only:
+        return found[0]
+    if len(found) > 1:  # One was made anew with the label of another.
+        raise EditError(f"{len(found)} memory blocks are labelled '{label}', so none of them can be changed")
+    others = [seen for seen in draft.run.memory_seen if seen.label != label and not seen.read_only]
+    names = ", ".join(f"'{seen.label}'" for seen in others) or "none"
+    problem = f"memory block '{label}' is read-only" if found else f"there is no memory block '{label[:64]}'"
     raise EditError(f"{problem}. Blocks that can be changed: {names}")
 
 

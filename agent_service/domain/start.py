@@ -27,7 +27,8 @@ class NewRun:
     """A start to be stored. `run` has the row as it will be but for what the store knows (times, epoch, numbers).
 
     With `new_conversation` the conversation `run.conversation_id` is made; else it must exist. At most `max_queued`
-    runs wait in a conversation.
+    runs wait in a conversation. `refusal` says why it cannot be started, unless it was before: what it is against, the
+    tools of its agent, may have changed since.
     """
 
     run: Run
@@ -37,6 +38,7 @@ class NewRun:
     new_conversation: bool
     on_busy: OnBusy = OnBusy.REJECT
     max_queued: int = 16
+    refusal: AgentServiceError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,8 @@ def plan_start(
     """Decides a start from what the store holds under its locks."""
     if existing is not None:
         return StartPlan((), _join(new, existing))
+    if new.refusal is not None:
+        raise new.refusal
     if conversation is None:
         raise AgentServiceError(
             Reason.CONVERSATION_NOT_FOUND,

@@ -125,8 +125,7 @@ class LlmAgent(Agent):
     def _new_run(self, command: StartCommand, blocks: tuple[BlockRecord, ...]) -> NewRun:
         """The run as it will be stored. Checks what depends on the agent's tools."""
         pinned = self._pin(command, blocks)
-        self._check_rules(command, pinned)
-        self._check_choice(command, pinned)
+        problems = self._rule_problems(command, pinned) or self._choice_problems(command, pinned)
         new_id = self._runs.parts.new_id
         run = Run(
             run_id=command.run_id or new_id("run"),
@@ -156,6 +155,7 @@ class LlmAgent(Agent):
             new_conversation=not command.conversation_id,
             on_busy=command.on_busy,
             max_queued=self._runs.parts.limits.max_queued_runs,
+            refusal=invalid(*problems) if problems else None,
         )
 
     def _pin(self, command: StartCommand, blocks: tuple[BlockRecord, ...]) -> Pinned:
@@ -208,10 +208,10 @@ class LlmAgent(Agent):
         overridden = tuple(tool.name for tool in server if tool.name in client_names)
         return (*kept, *client_tools), overridden
 
-    def _check_rules(self, command: StartCommand, pinned: Pinned) -> None:
-        """Raises INVALID_FIELD for rules of the request about tools that the run does not have."""
+    def _rule_problems(self, command: StartCommand, pinned: Pinned) -> tuple[FieldViolation, ...]:
+        """Rules of the request about tools that the run does not have."""
         known = ", ".join(tool.name for tool in pinned.tools) or "none"
-        found = tuple(
+        return tuple(
             FieldViolation(
                 f"{command.path}tool_rules[{index}].{rule.kind}.{field}", f"no tool '{name}'; tools: {known}"
             )
@@ -219,22 +219,19 @@ class LlmAgent(Agent):
             for field, name in rule.names
             if pinned.tool(name) is None
         )
-        if found:
-            raise invalid(*found)
 
-    def _check_choice(self, command: StartCommand, pinned: Pinned) -> None:
+    def _choice_problems(self, command: StartCommand, pinned: Pinned) -> tuple[FieldViolation, ...]:
+        """A tool choice of the request that its tools and rules do not allow."""
         name, path = command.tool_choice.tool_name, f"{command.path}tool_choice"
         if name and pinned.tool(name) is None:
             known = ", ".join(tool.name for tool in pinned.tools) or "none"
-            raise invalid(FieldViolation(f"{path}.tool_name", f"no tool '{name}' in this run; tools: {known}"))
+            return (FieldViolation(f"{path}.tool_name", f"no tool '{name}' in this run; tools: {known}"),)
         if command.tool_choice.mode == "required" and not pinned.tools:
-            raise invalid(FieldViolation(f"{path}.mode", "REQUIRED, but this run has no tools; send client_tools"))
+            return (FieldViolation(f"{path}.mode", "REQUIRED, but this run has no tools; send client_tools"),)
         tools = [tool.name for tool in pinned.tools]
         against = contradiction(permitted(pinned.tool_rules, NO_CALLS, tools), command.tool_choice)
-        if against:
-            raise invalid(
-                FieldViolation(f"{path}.{'tool_name' if name else 'mode'}", f"against a tool rule: {against}")
-            )
+        where = f"{path}.{'tool_name' if name else 'mode'}"
+        return (FieldViolation(where, f"against a tool rule: {against}"),) if against else ()
 
     async def _submission(self, command: SubmitCommand, pinned: Pinned) -> Submission:
         whole = digest(sorted((answer.tool_call_id, answer.digest) for answer in command.answers))

@@ -12,7 +12,7 @@ from agent_service.domain.compaction import compact
 from agent_service.domain.draft import Draft, NewId, Snapshot
 from agent_service.domain.errors import Reason
 from agent_service.domain.memory import BlockRecord
-from agent_service.domain.memory_edit import edit_memory
+from agent_service.domain.memory_edit import edit_memory, edited_blocks
 from agent_service.domain.moves import (
     NO_USAGE,
     AskModel,
@@ -90,7 +90,7 @@ class Loop:
                     case AskModel():
                         snapshot = await self._ask(snapshot, channel)
                     case Execute((call, *_)) if self._edits_memory(call):
-                        snapshot = await self._edit_memory(call)
+                        snapshot = await self._edit_memory(snapshot.run, call)
                     case Execute(calls):
                         snapshot = await self._execute(snapshot, calls)
                     case Stop():
@@ -252,12 +252,12 @@ class Loop:
         tool = self._pinned.tool(call.name)
         return tool is not None and tool.edits_memory
 
-    async def _edit_memory(self, call: Call) -> Snapshot:
+    async def _edit_memory(self, run: Run, call: Call) -> Snapshot:
         """A call of a memory tool: its edit and its outcome are stored together, so it never counts as started."""
         arguments = parse_json(call.effective_arguments_json)
         most = self._parts.limits.max_server_tool_result_bytes
         move = moved(edit_memory, call.tool_call_id, arguments, most)
-        return await self._parts.store.owner_move(self._claim, move, block_ids=self._pinned.memory_block_ids)
+        return await self._parts.store.owner_move(self._claim, move, block_ids=edited_blocks(run, arguments))
 
     def _context(self, run: Run, call: Call) -> ToolContext:
         return ToolContext(

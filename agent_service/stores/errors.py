@@ -31,7 +31,10 @@ def agent_not_found(agent_id: str) -> AgentServiceError:
 
 def memory_block_not_found(block_id: str) -> AgentServiceError:
     """No memory block of this tenant has the id."""
-    return AgentServiceError(Reason.MEMORY_BLOCK_NOT_FOUND, f"memory_block_id: no memory block '{block_id}'")
+    return AgentServiceError(
+        Reason.MEMORY_BLOCK_NOT_FOUND,
+        f"memory_block_id: no memory block '{block_id}'; ListMemoryBlocks shows those there are",
+    )
 
 
 def run_id_deleted(run_id: str) -> AgentServiceError:

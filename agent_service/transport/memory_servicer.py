@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,15 @@ from agentrpc.v1 import agent_registry_service_pb2_grpc as pb_grpc
 from agentrpc.v1 import memory_pb2
 
 from agent_service.domain.errors import FieldViolation, invalid
-from agent_service.domain.memory import BlockFilter, BlockRecord, MemoryBlock, problems
+from agent_service.domain.memory import (
+    CHANGEABLE,
+    FIELDS,
+    BlockFilter,
+    BlockRecord,
+    MemoryBlock,
+    label_problem,
+    problems,
+)
 from agent_service.engine.agents import Agents
 from agent_service.engine.limits import Limits
 from agent_service.engine.registry import Registry
@@ -23,9 +30,6 @@ from agent_service.transport.paging import bounded_page, page_size, read_token, 
 from agent_service.transport.requests import Reader, masked
 
 Context = grpc.aio.ServicerContext[Any, Any]
-
-_CHANGEABLE = ("value", "description", "limit", "read_only")
-_LABEL = re.compile(r"[A-Za-z0-9_-]{0,64}")
 
 
 class MemoryServicer(pb_grpc.AgentRegistryServiceServicer):
@@ -44,7 +48,7 @@ class MemoryServicer(pb_grpc.AgentRegistryServiceServicer):
         reader.id("memory_block_id", request.memory_block.memory_block_id)
         reader.done()
         block = self._block(request.memory_block)
-        self._check(block)
+        self._check(block, FIELDS)
         block = replace(block, memory_block_id=block.memory_block_id or self._runs.parts.new_id("mem"))
         record = await self._registry.create_block(current_caller().tenant, block)
         return pb.CreateMemoryBlockResponse(memory_block=translate.memory_block(record))
@@ -59,8 +63,8 @@ class MemoryServicer(pb_grpc.AgentRegistryServiceServicer):
     ) -> pb.ListMemoryBlocksResponse:
         reader = Reader(self._limits)
         reader.id("agent_id", request.agent_id)
-        if not _LABEL.fullmatch(request.label):
-            reader.problems.add("label", f"{request.label[:64]!r} is not 1 to 64 letters, digits, '_' or '-'")
+        if request.label and (problem := label_problem(request.label)):
+            reader.problems.add("label", problem)
         size = page_size(reader.problems, self._limits, request.page_size)
         _, after_id = read_token(reader.problems, "memory_blocks", request.page_token)
         reader.done()
@@ -79,7 +83,7 @@ class MemoryServicer(pb_grpc.AgentRegistryServiceServicer):
         self, request: pb.UpdateMemoryBlockRequest, context: Context
     ) -> pb.UpdateMemoryBlockResponse:
         block_id = self._block_id("memory_block.", request.memory_block.memory_block_id)
-        names, etag = masked(request.update_mask.paths, _CHANGEABLE), request.memory_block.etag
+        names, etag = masked(request.update_mask.paths, CHANGEABLE), request.memory_block.etag
         if "value" in names and not etag:
             text = "is empty, and value is to be changed; read the block and send its etag"
             raise invalid(FieldViolation("memory_block.etag", text))
@@ -88,7 +92,7 @@ class MemoryServicer(pb_grpc.AgentRegistryServiceServicer):
         def edit(present: BlockRecord) -> MemoryBlock:
             present.expect(etag)
             block = replace(present.block, **{name: getattr(wanted, name) for name in names})
-            self._check(block)
+            self._check(block, names)
             return block
 
         record = await self._registry.update_block(current_caller().tenant, block_id, edit)
@@ -117,9 +121,9 @@ class MemoryServicer(pb_grpc.AgentRegistryServiceServicer):
             read_only=value.read_only,
         )
 
-    def _check(self, block: MemoryBlock) -> None:
+    def _check(self, block: MemoryBlock, fields: tuple[str, ...]) -> None:
         limits = self._limits
-        found = problems(block, limits.max_memory_block_limit, limits.max_memory_description_bytes)
+        found = problems(block, limits.max_memory_block_limit, limits.max_memory_description_bytes, fields)
         violations = tuple(FieldViolation(f"memory_block.{field}", text) for field, text in found)
         if violations:
             raise invalid(*violations)

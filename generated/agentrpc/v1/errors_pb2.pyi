@@ -223,7 +223,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_MEMORY_BLOCK_NOT_FOUND: _ErrorReason.ValueType  # 37
     """There is no such memory block, or it was deleted. ListMemoryBlocks shows those there are.
     Code: NOT_FOUND.
-    Message: "memory_block_id: no memory block 'human'"
+    Message: "memory_block_id: no memory block 'human'; ListMemoryBlocks shows those there are"
     """
     ERROR_REASON_MEMORY_BLOCK_ID_REUSED: _ErrorReason.ValueType  # 38
     """The memory_block_id was used before for another memory block, or its block was changed since. Choose another id, or
@@ -584,7 +584,7 @@ Message: "run_id: run_8f is COMPLETED; only an INTERRUPTED run can be retried"
 ERROR_REASON_MEMORY_BLOCK_NOT_FOUND: ErrorReason.ValueType  # 37
 """There is no such memory block, or it was deleted. ListMemoryBlocks shows those there are.
 Code: NOT_FOUND.
-Message: "memory_block_id: no memory block 'human'"
+Message: "memory_block_id: no memory block 'human'; ListMemoryBlocks shows those there are"
 """
 ERROR_REASON_MEMORY_BLOCK_ID_REUSED: ErrorReason.ValueType  # 38
 """The memory_block_id was used before for another memory block, or its block was changed since. Choose another id, or
