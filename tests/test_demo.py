@@ -41,7 +41,7 @@ async def test_the_flow_happens_over_the_death_of_a_server(tmp_path: Path) -> No
     assert len({address for _, address in servers}) == 1
     for line in (
         "<- 1 run_accepted",
-        '<- 4 tool_call  get_secret_code({"name": "Alice"})  (streamed in 1 pieces)\n',
+        '<- 4 tool_call  get_secret_code({"name": "Alice"})',
         "<- 5 run_stopped  PAUSED, REQUIRES_APPROVAL",
         '<- 7 tool_return  {"code":"AZURE-7731"}',
         '<- 9 assistant  "It is AZURE-7731."  (streamed',

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from agent_service.domain.errors import AgentServiceError, Reason
 from agent_service.stores.postgres_database import Connection, Database
+from agent_service.stores.postgres_hosts import Hosts
 from tests.postgres import Postgres
 
 pytestmark = pytest.mark.anyio
@@ -32,3 +35,26 @@ async def test_work_whose_connection_the_database_ends_can_be_repeated(begins: s
             assert await database.write(ask) == 7
     finally:
         await database.close()
+
+
+async def test_an_attempt_to_connect_does_not_outlive_the_store() -> None:
+    """Not even one that nobody waits for any more: its own time is over before the store is closed."""
+    connected, gone = asyncio.Event(), asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set()
+        await reader.read()
+        writer.close()
+        gone.set()
+
+    async with await asyncio.start_server(silent, "127.0.0.1") as server:
+        port = server.sockets[0].getsockname()[1]
+        hosts = Hosts(f"postgresql://nobody@127.0.0.1:{port}/nowhere", seconds=0.2)
+        before = asyncio.all_tasks()
+        caller = asyncio.create_task(hosts.connect())
+        await connected.wait()
+        caller.cancel()
+        await asyncio.wait({caller})
+        await hosts.close()
+        assert not [task for task in asyncio.all_tasks() - before if "Hosts." in repr(task)]
+        await gone.wait()

@@ -12,6 +12,7 @@ import pytest
 
 from agent_service.stores.errors import SchemaError
 from agent_service.stores.postgres import PostgresStore
+from agent_service.stores.postgres_database import SCHEMA_VERSION
 from agent_service.stores.postgres_hosts import settled, unusable
 from tests.persistent import COMPLETED, Callers, is_unavailable, script
 from tests.postgres import Postgres, postgres
@@ -154,7 +155,9 @@ async def test_replicas_that_start_at_once_on_an_empty_database_make_one_schema(
         for store in stores:
             await store.close()
     async with office(server) as owner:
-        assert [tuple(row) for row in await owner.fetch("SELECT * FROM agent_service.schema_version")] == [(1,)]
+        assert [tuple(row) for row in await owner.fetch("SELECT * FROM agent_service.schema_version")] == [
+            (SCHEMA_VERSION,)
+        ]
 
 
 def test_details_of_an_error_are_not_told() -> None:

@@ -279,11 +279,11 @@ async def test_messages_are_paged_by_bytes(store: str) -> None:
 
 
 async def test_a_page_of_the_largest_messages_can_be_delivered(store: str) -> None:
-    """Text and outputs of one return at their limits, behind messages that almost fill a page."""
-    async with scripted([calls(("take", "{}")), says("a" * 900_000, chunks=20), says("Hm.")], store) as (client, _):
+    """Text and output of one return at their limits, behind messages that almost fill a page."""
+    async with scripted([calls(("take", "{}")), says("a" * 960_000, chunks=20), says("Hm.")], store) as (client, _):
         run = (await client.ask("b" * 900_000, ANYTHING)).run
         most = "c" * (MIB + 60_000)
-        huge = returned(run.pending_tool_calls[0], most, stdout=most, stderr=most)
+        huge = returned(run.pending_tool_calls[0], most, stdout=most)
         done = await client.answer(run.run_id, huge)
         assert done.messages_truncated and kinds(done.messages) == ["assistant"]
         request = agent_registry_service_pb2.ListMessagesRequest(conversation_id=run.conversation_id)

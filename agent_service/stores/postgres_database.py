@@ -65,6 +65,7 @@ class Database:
 
     def __init__(self, hosts: Hosts, seconds: float, size: int) -> None:
         self.seconds = seconds
+        self._hosts = hosts
 
         async def connect(*_args: object, **_options: object) -> DatedConnection:
             return await hosts.connect()
@@ -130,6 +131,8 @@ class Database:
             self._pool.terminate()
             if settled(error) is error:
                 raise
+        finally:
+            await self._hosts.close()
 
     async def _shielded(self, work: Awaitable[T]) -> T:
         task = asyncio.ensure_future(work)

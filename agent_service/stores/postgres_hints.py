@@ -90,6 +90,7 @@ class Hints:
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
+        await self._hosts.close()
 
     async def _stay_connected(self) -> None:
         while True:

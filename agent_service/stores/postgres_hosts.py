@@ -105,6 +105,11 @@ class Hosts:
             attempt.add_done_callback(_dismiss)
             raise
 
+    async def close(self) -> None:
+        """Waits for attempts that nobody waits for any more, each of which has its own end."""
+        while self._attempts:
+            await asyncio.wait(self._attempts)
+
     async def _connect(self) -> DatedConnection:
         failed: list[Exception] = []
         for url in tuple(self._urls):
