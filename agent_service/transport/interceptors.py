@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, closing, contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -18,6 +18,7 @@ from agent_service.domain.errors import AgentServiceError, Reason
 from agent_service.engine.telemetry import NO_TELEMETRY, Telemetry
 from agent_service.transport.access import Access, Admission, current_caller
 from agent_service.transport.status import CODES, to_status
+from agent_service.transport.writes import Writes
 
 log = structlog.get_logger()
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -108,10 +109,11 @@ class Guard(grpc.aio.ServerInterceptor):
                 async with _Call(method, context, self._telemetry) as call:
                     self._check(request)
                     async with aclosing(inner(request, context)) as responses:
-                        async for response in responses:
-                            if admission is not None:
-                                await admission.keep()
-                            await self._write(context, response)
+                        with closing(Writes(context, self._stall_seconds)) as writes:
+                            async for response in responses:
+                                if admission is not None:
+                                    await admission.keep()
+                                await writes.write(response)
                 if call.status is not None:
                     await context.abort_with_status(call.status)
 
@@ -124,19 +126,6 @@ class Guard(grpc.aio.ServerInterceptor):
             await context.abort_with_status(call.status)
 
         return handle
-
-    async def _write(self, context: Context, response: Any) -> None:
-        """Sends one message of a stream. Raises READER_STALLED if the client takes nothing for too long."""
-        try:
-            async with asyncio.timeout(self._stall_seconds):
-                await context.write(response)
-        except TimeoutError:
-            raise AgentServiceError(
-                Reason.READER_STALLED,
-                f"nothing was read from this stream for {self._stall_seconds:g} s; "
-                "attach again (a run: with WatchRun after the last sequence seen)",
-                retry_after=1.0,
-            ) from None
 
     def _check(self, request: Message | None) -> None:
         if request is None:
