@@ -67,11 +67,15 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A run, the calls of its last step, and the position of its conversation's last message, as a move left them."""
+    """A run, the calls of its last step, and the position of its conversation's last message, as a move left them.
+
+    `appended` are the messages that a start added up to there, so that they need not be read.
+    """
 
     run: Run
     calls: tuple[Call, ...]
     last_position: int
+    appended: tuple[Message, ...] = ()
 
 
 class Draft:

@@ -9,7 +9,7 @@ import structlog
 
 from agent_service.domain.errors import AgentServiceError, FieldViolation, Reason, invalid
 from agent_service.domain.registry import AgentRecord
-from agent_service.domain.run import AgentDefinition, AgentKind, MemoryPlan, Sleeptime
+from agent_service.domain.run import AgentDefinition, AgentKind, MemoryPlan, Pinned, Sleeptime
 from agent_service.domain.values import replace
 from agent_service.engine.agent import Agent
 from agent_service.engine.agent_blocks import check_blocks
@@ -74,7 +74,8 @@ class Agents:
     async def of_run(self, run_id: str, caller: Caller) -> Agent:
         """The agent that a run was started with, as it was pinned. Raises RUN_NOT_FOUND."""
         pinned = await self._runs.parts.store.get_pinned(caller.tenant, run_id)
-        return self._make(AgentDefinition(pinned.agent_id, pinned.kind, pinned.system_prompt, pinned.model), caller)
+        definition = AgentDefinition(pinned.agent_id, pinned.kind, pinned.system_prompt, pinned.model)
+        return self._make(definition, caller, pinned=pinned)
 
     async def look_up(self, agent_id: str, caller: Caller) -> KnownAgent:
         """The agent of this id as it is now. Raises AGENT_NOT_FOUND."""
@@ -222,7 +223,13 @@ class Agents:
         await check_blocks(self._runs.parts.store, caller.tenant, definition, self._runs.parts.limits)
 
     def _make(
-        self, definition: AgentDefinition, caller: Caller, revision: int = 0, *, memory_plan: MemoryPlan | None = None
+        self,
+        definition: AgentDefinition,
+        caller: Caller,
+        revision: int = 0,
+        *,
+        memory_plan: MemoryPlan | None = None,
+        pinned: Pinned | None = None,
     ) -> LlmAgent:
         return AGENT_CLASSES[definition.kind](
             replace(definition, model=definition.model or self.default_model),
@@ -232,6 +239,7 @@ class Agents:
             provider=self._provider,
             revision=revision,
             memory_plan=memory_plan,
+            pinned=pinned,
         )
 
 

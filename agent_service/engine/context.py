@@ -153,11 +153,13 @@ class Contexts:
         last_position: int,
         born: int,
         counter: TokenCounter = BY_SIZE,
+        appended: Sequence[Message] = (),
     ) -> History:
         """What is shown of the messages up to `last_position` of the conversation that was made then. Each call among
-        them has its outcome. Another process may have deleted an earlier conversation of the same id."""
+        them has its outcome. Another process may have deleted an earlier conversation of the same id. `appended` are
+        the last of the messages, as far as they are at hand."""
         key = (tenant, conversation_id, model.name, counter.name)
-        entry = await self._current(key, last_position, born)
+        entry = await self._current(key, last_position, born, appended)
         if entry.waiting:
             await entry.encode(model, counter)
         self._keep(key, entry)
@@ -201,12 +203,14 @@ class Contexts:
         for key in list(self._keys.get((tenant, conversation_id), ())):
             self._drop(key)
 
-    async def _current(self, key: _Key, last_position: int, born: int) -> _Entry:
+    async def _current(self, key: _Key, last_position: int, born: int, appended: Sequence[Message] = ()) -> _Entry:
         """A copy of what is cached that knows all messages up to `last_position`, and begins with the newest summary:
         what is committed meanwhile does not disturb it."""
         tenant, conversation_id, *_ = key
         cached = self._entries.get(key)
         entry = cached.copy() if cached is not None and cached.born == born else _Entry(born)
+        if entry.known < last_position and appended and appended[0].position == entry.known + 1:
+            entry.take(list(appended))
         if entry.known < last_position:
             entry.take(await self._read(tenant, conversation_id, entry.known, last_position, to_summary=True))
         summary = entry.newer_summary

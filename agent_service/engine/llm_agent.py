@@ -40,7 +40,10 @@ from agent_service.engine.view import Viewer
 
 
 class LlmAgent(Agent):
-    """An agent with tools: server tools of its definition and client tools of the request. It can pause."""
+    """An agent with tools: server tools of its definition and client tools of the request. It can pause.
+
+    To submit, it has to be made for the run; `pinned` is what that run is pinned to.
+    """
 
     kind = AgentKind.LLM
 
@@ -54,10 +57,12 @@ class LlmAgent(Agent):
         provider: str,
         revision: int = 0,
         memory_plan: MemoryPlan | None = None,
+        pinned: Pinned | None = None,
     ) -> None:
         super().__init__(definition, caller, log)
         self._revision = revision
         self._memory_plan = memory_plan
+        self._pinned = pinned
         self._runs = runs
         self._provider = provider
 
@@ -66,8 +71,7 @@ class LlmAgent(Agent):
         tenant = self.caller.tenant
         if isinstance(command, StartCommand):
             return await self._runs.build_start(tenant, self._new_run(command, await self._blocks()))
-        pinned = await self._runs.parts.store.get_pinned(tenant, command.run_id)
-        submission = await self._submission(command, pinned)
+        submission, pinned = await self._submission(command)
         return await self._runs.build_submit(tenant, command.run_id, submission, pinned)
 
     async def stream(self, command: StartCommand | SubmitCommand, delivery: Delivery) -> AsyncGenerator[Event]:
@@ -96,8 +100,7 @@ class LlmAgent(Agent):
 
     async def _submitted(self, command: SubmitCommand, delivery: Delivery) -> AsyncGenerator[Event]:
         tenant = self.caller.tenant
-        pinned = await self._runs.parts.store.get_pinned(tenant, command.run_id)
-        submission = await self._submission(command, pinned)
+        submission, pinned = await self._submission(command)
         viewer = Viewer(delivery.view, pinned)
         events = self._runs.submit(
             tenant, command.run_id, submission, pinned, tokens=delivery.stream_tokens, max_wait=delivery.max_wait
@@ -233,13 +236,15 @@ class LlmAgent(Agent):
         where = f"{path}.{'tool_name' if name else 'mode'}"
         return (FieldViolation(where, f"against a tool rule: {against}"),) if against else ()
 
-    async def _submission(self, command: SubmitCommand, pinned: Pinned) -> Submission:
+    async def _submission(self, command: SubmitCommand) -> tuple[Submission, Pinned]:
+        pinned = self._pinned
+        assert pinned is not None
         whole = digest(sorted((answer.tool_call_id, answer.digest) for answer in command.answers))
         answers = command.answers
         if any(tool.result_schema_json for tool in pinned.tools) or any(_edits(answer) for answer in answers):
             snapshot = await self._runs.get(self.caller.tenant, command.run_id)
             answers = tuple(replace(a, violation=_violation(a, snapshot, pinned)) for a in answers)
-        return Submission(command.request_id or f"auto:{whole[:40]}", whole, answers)
+        return Submission(command.request_id or f"auto:{whole[:40]}", whole, answers), pinned
 
 
 class ResponderAgent(LlmAgent):

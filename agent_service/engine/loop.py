@@ -131,7 +131,13 @@ class Loop:
     async def _fit(self, snapshot: Snapshot, turn: Turn) -> Fit:
         run, counter = snapshot.run, await counter_of(self._pinned)
         history = await self._parts.contexts.history(
-            self._claim.tenant, run.conversation_id, self._model, snapshot.last_position, run.conversation_time, counter
+            self._claim.tenant,
+            run.conversation_id,
+            self._model,
+            snapshot.last_position,
+            run.conversation_time,
+            counter,
+            snapshot.appended,
         )
         return fit(turn.shown, history, counter)
 

@@ -286,7 +286,7 @@ class Runs:
         """Works on a run that starts, and no more on the one that made room."""
         if started.ended is not None:
             self.leases.check(tenant, started.ended.run_id, started.ended.epoch)
-        self._work(tenant, pinned, Snapshot(started.run, (), started.last_position))
+        self._work(tenant, pinned, Snapshot(started.run, (), started.last_position, started.messages))
 
     async def _insist_on_cancel(self, tenant: str, run_id: str) -> None:
         """Nobody is there to ask again when the store is away."""
