@@ -127,6 +127,24 @@ async def test_each_step_reads_and_encodes_only_what_is_new(model: OpenAIChatMod
     assert store.read == [1]
 
 
+async def test_what_a_start_appended_is_not_read(model: OpenAIChatModel) -> None:
+    """The messages at hand that follow the known ones are taken; where some between are missing, all are read."""
+    store = Conversations()
+    contexts = store.open(told=False)
+
+    async def with_newest(last: int, count: int) -> bytes:
+        appended = tuple(store.kept[TENANT, CONVERSATION][-count:])
+        return joined(await contexts.history(TENANT, CONVERSATION, model, last, BORN, appended=appended))
+
+    last = store.append(User("Hi"), User("Well?"))
+    assert await with_newest(last, 2) == store.fresh(model, last)
+    assert store.read == []
+    store.append(*exchange(1))
+    last = store.append(User("More"))
+    assert await with_newest(last, 1) == store.fresh(model, last)
+    assert store.read == [3]
+
+
 async def test_what_another_process_stored_is_read(model: OpenAIChatModel) -> None:
     """A cache that was not told is behind; it reads the rest, and only that."""
     store = Conversations()
