@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from agent_service.domain.compaction import CompactionRecord, cut
 from agent_service.domain.draft import Snapshot
@@ -47,14 +48,23 @@ class Plan:
     counter: TokenCounter
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Fit:
-    """How a request fits into the window of the model. `fixed` is an estimate of what it holds besides `history`."""
+    """How a request of `shown` with this history fits into the window of the model."""
 
-    policy: ContextPolicy
-    fixed: int
+    shown: Pinned
     history: History
     counter: TokenCounter
+
+    @property
+    def policy(self) -> ContextPolicy:
+        """What is done if it does not."""
+        return self.shown.context
+
+    @cached_property
+    def fixed(self) -> int:
+        """An estimate of what the request holds besides the history. Runs without a window do not pay for it."""
+        return fixed_tokens(self.counter, self.shown)
 
     @property
     def error(self) -> RunError | None:
@@ -96,11 +106,6 @@ class Fit:
 async def counter_of(pinned: Pinned) -> TokenCounter:
     """How tokens are counted for a run: as exactly as can be where it matters."""
     return await counter_for(pinned.model) if pinned.context.window_tokens else BY_SIZE
-
-
-def fit(shown: Pinned, history: History, counter: TokenCounter) -> Fit:
-    """How the next request of a run fits."""
-    return Fit(shown.context, fixed_tokens(counter, shown), history, counter)
 
 
 def system_prompt_too_large(fixed: int, window: int) -> RunError:

@@ -31,7 +31,7 @@ from agent_service.domain.run import Claim, Pinned, Run, RunError, StopReason, U
 from agent_service.domain.tool import Call, ToolChoiceMode
 from agent_service.engine.answer import AnswerWriter
 from agent_service.engine.calls import plan_calls
-from agent_service.engine.compaction import Compactor, Fit, Plan, Spent, counter_of, fit, system_prompt_too_large
+from agent_service.engine.compaction import Compactor, Fit, Plan, Spent, counter_of, system_prompt_too_large
 from agent_service.engine.context import Contexts
 from agent_service.engine.executions import Executions
 from agent_service.engine.hub import Channel, Hub
@@ -133,7 +133,7 @@ class Loop:
         history = await self._parts.contexts.history(
             self._claim.tenant, run.conversation_id, self._model, snapshot.last_position, run.conversation_time, counter
         )
-        return fit(turn.shown, history, counter)
+        return Fit(turn.shown, history, counter)
 
     async def _overflow(self, error: RunError, attempts: int = 0) -> Snapshot:
         reason = StopReason.CONTEXT_WINDOW_OVERFLOW_IN_SYSTEM_PROMPT
