@@ -145,7 +145,11 @@ class Compactor:
         """The planned compaction. Raises ModelError, and `spent` tells of the answers before it."""
         policy, text = self.pinned.context, ""
         if policy.strategy is Strategy.SUMMARY:
-            text = await self._summary(snapshot.run.conversation_id, plan, spent)
+            try:
+                text = await self._summary(snapshot.run.conversation_id, plan, spent)
+            except ModelError as error:
+                error.message = f"while the conversation was summed up: {error.message}"
+                raise
         content = SummaryContent(text, plan.through_position)
         after = plan.fixed + plan.kept + message_tokens(plan.counter, _unstored(content))
         return CompactionRecord(
@@ -221,7 +225,7 @@ def first_part(text: str, room: int, counter: TokenCounter) -> str:
 def _text_of(answer: ModelAnswer, most: int, counter: TokenCounter) -> str:
     text = answer.text.strip()
     if not text:
-        raise ModelError(Reason.LLM_INVALID_RESPONSE, "the summary is empty", attempts=0)
+        raise ModelError(Reason.LLM_INVALID_RESPONSE, "the model wrote nothing", attempts=0)
     if answer.finish is FinishReason.LENGTH or counter.count(text) > most:
         return first_part(text, most - counter.count(CUT_MARK), counter) + CUT_MARK
     return text
