@@ -256,12 +256,30 @@ async def test_an_empty_summary_is_no_summary(store: str) -> None:
     async with scripted(script, store) as (client, upstream):
         fields = await grown(client, SMALL, long("A"), long("B"))
         failed = await client.ask(long("C"), **fields)
-        assert failed.run.error.message == "the summary is empty"
+        assert failed.run.error.message == "while the conversation was summed up: the model wrote nothing"
         assert failed.run.status == runs_pb2.RUN_STATUS_FAILED
         assert (failed.run.model_attempts, failed.run.usage.prompt_tokens, failed.run.steps_taken) == (1, 10, 0)
         assert "summary" not in kinds(await client.messages(fields["conversation_id"]))
         await client.ask("D:", **fields)
         assert told(upstream.requests[-1]) == ["summary S", "user D"]
+
+
+async def test_a_model_for_summaries_that_is_not_there_fails_the_run(store: str) -> None:
+    """The error says that it was the summary: the caller's own model is there."""
+    unknown = fails(404, "The model `gone` does not exist.", code="model_not_found")
+    async with scripted([says("one"), says("two"), unknown], store) as (client, _):
+        policy = agents_pb2.ContextPolicy()
+        policy.CopyFrom(SMALL)
+        policy.summary_model = "gone"
+        failed = (await client.ask(long("C"), **await grown(client, policy, long("A"), long("B")))).run
+        assert (failed.status, failed.error.reason) == (
+            runs_pb2.RUN_STATUS_FAILED,
+            errors_pb2.ERROR_REASON_LLM_REFUSED,
+        )
+        assert failed.error.message == (
+            "while the conversation was summed up: the endpoint answered 404: The model `gone` does not exist."
+        )
+        assert failed.model_attempts == 1
 
 
 async def test_a_failure_of_the_summary_interrupts_the_run_and_a_retry_goes_on(store: str) -> None:

@@ -18,10 +18,11 @@ from agent_service.domain.message import (
     UserContent,
 )
 from agent_service.domain.policy import ContextPolicy, Strategy
+from agent_service.domain.run import AgentKind, Pinned
 from agent_service.domain.tool import Outcome, ToolCall
 from agent_service.engine.compaction import Fit
 from agent_service.engine.context import History
-from agent_service.engine.tokens import BY_SIZE
+from agent_service.engine.tokens import BY_SIZE, BYTES_PER_TOKEN, MESSAGE_TOKENS
 
 WEIGHTS = st.lists(st.integers(0, 100), max_size=12)
 
@@ -99,13 +100,19 @@ def test_a_call_and_its_return_stay_together_whatever_comes_between() -> None:
     assert [group.last_position for group in grouped(messages, by_characters)] == [3, 4]
 
 
-@given(weights=WEIGHTS, fixed=st.integers(0, 1200), policy=st.sampled_from([(0.8, 0.3), (0.5, 0.2), (1.0, 0.9)]))
+@given(
+    weights=WEIGHTS,
+    fixed=st.integers(MESSAGE_TOKENS, 1200),
+    policy=st.sampled_from([(0.8, 0.3), (0.5, 0.2), (1.0, 0.9)]),
+)
 def test_a_compaction_leaves_room_for_more(weights: list[int], fixed: int, policy: tuple[float, float]) -> None:
     """It is due above the threshold only. Then half of what prompt and tools leave below it is free again, and another
     one is not due, unless the newest group alone is too much."""
     groups = [Group(("run", str(number)), number + 1, weight) for number, weight in enumerate(weights)]
     context = ContextPolicy(1000, Strategy.SLIDING_WINDOW, *policy)
-    before = Fit(context, fixed, History([], groups, None, 0, sum(weights)), BY_SIZE)
+    shown = Pinned("a", AgentKind.LLM, "m", "p", "x" * BYTES_PER_TOKEN * (fixed - MESSAGE_TOKENS), context=context)
+    before = Fit(shown, History([], groups, None, 0, sum(weights)), BY_SIZE)
+    assert before.fixed == fixed
     plan = before.plan
     if plan is None:
         return
@@ -114,4 +121,21 @@ def test_a_compaction_leaves_room_for_more(weights: list[int], fixed: int, polic
     assert plan.kept == sum(group.tokens for group in kept)
     half = max(context.threshold * 1000 - fixed, 0) / 2
     assert plan.kept <= min(context.keep * 1000, half) or len(kept) == 1
-    assert Fit(context, fixed, History([], kept, None, 0, plan.kept), BY_SIZE).plan is None
+    assert Fit(shown, History([], kept, None, 0, plan.kept), BY_SIZE).plan is None
+
+
+def test_prompt_and_tools_are_not_counted_where_no_window_is_known() -> None:
+    """A run without a window does not pay for a window; after a refusal of the endpoint they are."""
+    counted: list[str] = []
+
+    class Counter:
+        name = "listening"
+
+        def count(self, text: str) -> int:
+            counted.append(text)
+            return len(text)
+
+    fitting = Fit(Pinned("a", AgentKind.LLM, "m", "p", "Be kind."), History([], [], None, 0, 0), Counter())
+    assert (fitting.error, fitting.plan, counted) == (None, None, [])
+    assert fitting.after_refusal(0) is None
+    assert "Be kind." in counted

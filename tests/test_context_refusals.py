@@ -31,6 +31,10 @@ def said(message: str, **more: Any) -> dict[str, Any]:
         (400, said(LLAMA_CPP, type="exceed_context_size_error", code=400, n_ctx=123904), 123904),
         (500, said("the request exceeds the available context size.", type="exceed_context_size_error"), 0),
         (400, said("This endpoint's maximum context length is 32768 tokens."), 32768),
+        (400, said("This model's maximum context length is 131,072 tokens."), 131072),
+        (400, said("The maximum context length is 1.048.576. You sent more."), 1048576),
+        (400, said("It exceeds the context window of 128k tokens."), 0),
+        (400, said(f"The maximum context length is {'9' * 5000}."), 0),
         (413, "prompt is too long: 210000 tokens > 200000 maximum", 0),
     ],
 )

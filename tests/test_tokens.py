@@ -25,6 +25,7 @@ from agent_service.domain.message import (
 from agent_service.domain.run import AgentKind, Pinned, ResponseFormat
 from agent_service.domain.tool import Executor, Outcome, ToolCall, ToolSchema
 from agent_service.engine import tokens
+from agent_service.engine.limits import Limits
 from agent_service.engine.tokens import BY_SIZE, IMAGE_TOKENS, MESSAGE_TOKENS, TOOL_TOKENS, WHOLE_CHARS
 
 pytestmark = pytest.mark.anyio
@@ -138,3 +139,27 @@ def test_prompt_tools_and_format_count() -> None:
     )
     assert tokens.fixed_tokens(BY_SIZE, plain) == MESSAGE_TOKENS + 2
     assert tokens.fixed_tokens(BY_SIZE, whole) == MESSAGE_TOKENS + 2 + 1 + 2 + 2 * (TOOL_TOKENS + 1 + 3 + 5)
+
+
+async def test_prompt_and_tools_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also as many tools as a caller may declare: each step asks for all of them."""
+    encoded: list[str] = []
+
+    class Encoding:
+        name = "listening"
+
+        def encode_ordinary(self, text: str) -> list[int]:
+            encoded.append(text)
+            return list(text.encode())
+
+    monkeypatch.setattr(tiktoken, "encoding_for_model", lambda model: Encoding())
+    counter = await tokens.counter_for("gpt-4o")
+    tools = tuple(
+        ToolSchema(f"find_{n}", f"Finds {n}", f'{{"title":"{n}"}}', Executor.CLIENT)
+        for n in range(Limits().max_client_tools + 64)
+    )
+    shown = Pinned("a", AgentKind.LLM, "m", "p", "abcdefgh", tools)
+    count = tokens.fixed_tokens(counter, shown)
+    once = len(encoded)
+    assert tokens.fixed_tokens(counter, shown) == count
+    assert len(encoded) == once

@@ -31,7 +31,7 @@ from agent_service.domain.run import Claim, Pinned, Run, RunError, StopReason, U
 from agent_service.domain.tool import Call, ToolChoiceMode
 from agent_service.engine.answer import AnswerWriter
 from agent_service.engine.calls import plan_calls
-from agent_service.engine.compaction import Compactor, Fit, Plan, Spent, counter_of, fit, system_prompt_too_large
+from agent_service.engine.compaction import Compactor, Fit, Plan, Spent, counter_of, system_prompt_too_large
 from agent_service.engine.context import Contexts
 from agent_service.engine.executions import Executions
 from agent_service.engine.hub import Channel, Hub
@@ -139,7 +139,7 @@ class Loop:
             counter,
             snapshot.appended,
         )
-        return fit(turn.shown, history, counter)
+        return Fit(turn.shown, history, counter)
 
     async def _overflow(self, error: RunError, attempts: int = 0) -> Snapshot:
         reason = StopReason.CONTEXT_WINDOW_OVERFLOW_IN_SYSTEM_PROMPT

@@ -21,7 +21,7 @@ from agent_service.domain.start import NewRun, Started
 from agent_service.domain.submit import Submission, Submitted, submit
 from agent_service.domain.tool import ToolCall, pending_of
 from agent_service.engine.commands import Built
-from agent_service.engine.compaction import counter_of, fit
+from agent_service.engine.compaction import Fit, counter_of
 from agent_service.engine.leases import Leases
 from agent_service.engine.loop import Loop, Parts, moved
 from agent_service.engine.store import Move
@@ -459,7 +459,7 @@ class Runs:
         history = await self.parts.contexts.peek(
             tenant, run.conversation_id, model, stored, run.conversation_time, messages, counter
         )
-        fitting = fit(turn.shown, history, counter)
+        fitting = Fit(turn.shown, history, counter)
         if fitting.error is not None:
             return Built(b"", f"the run would fail: {fitting.error.message}", (), (), overridden)
         if fitting.plan is not None:

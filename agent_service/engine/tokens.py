@@ -37,7 +37,8 @@ WHOLE_CHARS = 8192
 _SAMPLES = 4
 _AT_ONCE = 16
 """More messages are counted in a thread; tiktoken lets others go on meanwhile."""
-_MAX_REMEMBERED = 256
+_MAX_REMEMBERED = 1024
+"""Texts: more than a run has, of which each tool has three. With less, a run of many tools would find none of them."""
 _MAX_COUNTERS = 256
 
 

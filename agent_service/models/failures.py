@@ -21,7 +21,12 @@ _SAID_TOO_LONG = re.compile(
 )
 """vLLM, OpenRouter and others say it in words only."""
 _TOO_LONG_STATUS = frozenset({400, 413, 422})
-_WINDOW = re.compile(r"context (?:length|size|window|limit)(?: is| of)?[ (:]*(\d+)", re.IGNORECASE)
+_WINDOW = re.compile(
+    r"context (?:length|size|window|limit)(?: is| of)?[ (:]*"
+    r"(\d{1,3}(?:[,._']\d{3}){1,2}|\d{1,9})(?![\d,._']*(?:\d|\s?[km]\b))",
+    re.IGNORECASE,
+)
+"""The number may be in groups of three digits; one that is short for more ("128k") is not exact enough."""
 _RETRYABLE_STATUS = frozenset({408, 409, 429})
 _LONGEST_WAIT_SECONDS = 365 * 24 * 3600
 """Who asks for more asks for nothing that anybody could do."""
@@ -97,7 +102,7 @@ def _read(error: object) -> tuple[str, str, str]:
 def _window(said: str) -> int:
     """How many tokens the model takes, as an endpoint says it in words; 0 if it does not."""
     found = _WINDOW.search(said)
-    return int(found[1]) if found else 0
+    return int(re.sub(r"\D", "", found[1])) if found else 0
 
 
 def _reason(status: int | None, code: str, kind: str, said: str) -> Reason:

@@ -460,8 +460,8 @@ class SummaryMessage(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     THROUGH_POSITION_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """What the messages up to `through_position` said, in the words of the model; empty for a sliding window. One that was cut
-    by the token limit says so at its end.
+    """What the messages up to `through_position` said, in the words of the model; empty for a sliding window. One that was cut,
+    by the token limit or at a quarter of the window, says so at its end.
     """
     through_position: _builtins.int
     """The position of the last message that the model is not shown any more."""
