@@ -158,7 +158,10 @@ class MemoryMachine(RuleBasedStateMachine):
             for (conversation, agent), reading in self.readings.items()
             if reading.ready and agent not in busy
         }
-        assert {_told(each) for each in found if not each.work.run_id} == due
+        told = [_told(each) for each in found if not each.work.run_id]
+        assert set(told) <= due
+        # One of each memory agent.
+        assert sorted(agent for _, _, agent, *_ in told) == sorted({agent for _, _, agent, *_ in due})
         interrupted = {b.run_id for b in self.begun if b.interrupted and self._known(b)}
         assert {each.work.run_id for each in found if each.work.run_id} == interrupted
         idle = [each for each in found if not each.work.run_id]

@@ -55,9 +55,15 @@ def test_a_look_reads_no_more_than_what_is_due(tmp_path: Path) -> None:
         explaining: Any = Explaining()
         assert sqlite_work.due_work(explaining, 1, ALL) == ()
     scanned = [plan for plan in plans if plan.startswith("SCAN")]
-    # That index holds nothing but what is under way: at most one row for each memory agent.
-    assert set(scanned) <= {"SCAN w USING INDEX memory_work_of_run"}
-    assert any("memory_work_due" in plan for plan in plans)
+    # What is under way is at most one row for each memory agent; what is due is found from its first row on, agent by
+    # agent, already in order.
+    assert set(scanned) <= {
+        "SCAN w USING INDEX memory_work_of_run",
+        "SCAN n USING INDEX memory_work_due",
+        "SCAN CONSTANT ROW",
+        "SCAN oldest",
+    }
+    assert any("SEARCH n USING INDEX memory_work_due" in plan for plan in plans), plans
 
 
 async def test_the_oldest_work_comes_first_and_no_more_than_asked_for(store: str) -> None:
@@ -72,6 +78,22 @@ async def test_the_oldest_work_comes_first_and_no_more_than_asked_for(store: str
             ("default", "conv_run_0"),
             ("other", "conv_run_1"),
         ]
+
+
+async def test_a_memory_agent_with_much_to_read_holds_up_no_other_one(store: str) -> None:
+    """However long it has been due to that one: each memory agent is told with what is due to it longest."""
+    async with opened(store) as kept:
+        for number, keeper in enumerate(("busy", "busy", "quick", "busy", "quick")):
+            kept.clock.now += 1
+            await kept.completed(f"run_{number}", memory_plan=MemoryPlan((keeper,), 1))
+        found = await kept.store.memory_work(2)
+        assert [(each.work.memory_agent_id, each.conversation_id) for each in found] == [
+            ("busy", "conv_run_0"),
+            ("quick", "conv_run_2"),
+        ]
+        await kept.store.postpone(found[0])
+        found = await kept.store.memory_work(2)
+        assert [each.conversation_id for each in found] == ["conv_run_1", "conv_run_2"]
 
 
 async def test_work_that_cannot_begin_is_put_off_unless_it_has_changed(store: str) -> None:

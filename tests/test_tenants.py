@@ -19,6 +19,7 @@ from tests.contract import METHODS, Method
 from tests.credentials import KeyFile
 from tests.scripted_openai import Reply, calls, says
 from tests.service import SECRET, Client, connected, event_kinds, refusal, returned, scripted, step, submit
+from tests.sleepers import make_agents, memory_runs, part_of
 
 pytestmark = pytest.mark.anyio
 
@@ -430,3 +431,45 @@ async def test_configured_agents_are_everybodys_and_nobody_may_change_them(store
             assert (await client.get_agent("default")).configured
             deleted = client.registry.DeleteAgent(registry_pb.DeleteAgentRequest(agent_id="default"))
             assert (await refusal(deleted)).reason == "AGENT_READ_ONLY"
+
+
+async def test_a_sleeptime_agent_is_made_of_the_agents_of_its_tenant(store: str, tmp_path: Path) -> None:
+    """Those of another one are not there, in a creation as in a change; the same ids may be of each."""
+    async with two_tenants(store, tmp_path) as (owner, stranger):
+        for agent_id in ("clerk", "keeper"):
+            await owner.create_agent(agent_id, instructions=MARK)
+        desk = agents_pb2.Sleeptime(foreground_agent_id="clerk", memory_agent_ids=["keeper"])
+        sleeptime = {"kind": agents_pb2.AGENT_KIND_SLEEPTIME, "sleeptime": desk}
+        refused = await refusal(stranger.create_agent("desk", **sleeptime))
+        assert refused.code == "INVALID_ARGUMENT"
+        assert refused.message == (
+            "agent.sleeptime.foreground_agent_id: no agent 'clerk'; ListAgents shows all; "
+            "agent.sleeptime.memory_agent_ids[0]: no agent 'keeper'; ListAgents shows all"
+        )
+        await stranger.create_agent("mine")
+        mine = agents_pb2.Sleeptime(foreground_agent_id="mine", memory_agent_ids=["default"])
+        await stranger.create_agent("desk", kind=agents_pb2.AGENT_KIND_SLEEPTIME, sleeptime=mine)
+        changed = agents_pb2.Agent(agent_id="desk", sleeptime=desk)
+        mask = FieldMask(paths=["sleeptime"])
+        update = registry_pb.UpdateAgentRequest(agent=changed, update_mask=mask)
+        assert (await refusal(stranger.registry.UpdateAgent(update))).code == "INVALID_ARGUMENT"
+
+
+async def test_a_memory_run_is_of_the_tenant_of_what_it_reads(store: str, tmp_path: Path) -> None:
+    """Two tenants have agents and conversations of the same ids: each memory agent reads, with the instructions of its
+    tenant, what was said there, and neither waits for the other."""
+    script = [says("Noted.")] * 4
+    async with two_tenants(store, tmp_path, *script) as tenants:
+        for number, client in enumerate(tenants):
+            await make_agents(client)
+            request = registry_pb.CreateConversationRequest(conversation_id="talk")
+            await client.registry.CreateConversation(request)
+            await client.ask(f"I am {number}.", agent_id="desk", conversation_id="talk", run_id="run-1")
+        for number, client in enumerate(tenants):
+            (read,) = await memory_runs(client, 1)
+            assert read.parent_run_id == "run-1"
+            assert (await part_of(client, read)).text == f"User: I am {number}.\n\nAssistant: Noted."
+            listed = (await client.list_runs(parent_run_id="run-1")).runs
+            assert [run.run_id for run in listed] == [read.run_id]
+        (read,) = await memory_runs(tenants[0], 1)
+        assert (await refusal(tenants[1].run(read.run_id))).reason == "RUN_NOT_FOUND"

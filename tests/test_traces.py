@@ -17,6 +17,7 @@ from tests.mcp_desk import Journal, running
 from tests.scripted_openai import Usage, calls, fails, says, silent
 from tests.seen import Seen, context, ids, is_child, linked, traceparent
 from tests.service import SECRET, refusal, returned, scripted, step, submit
+from tests.sleepers import answers, make_agents, memory_runs
 
 pytestmark = pytest.mark.anyio
 
@@ -187,3 +188,16 @@ async def test_memory_is_edited_as_where_nobody_looks_on(store: str) -> None:
         assert (await client.ask("I like tea.", agent_id="keeper")).run.status == runs_pb2.RUN_STATUS_COMPLETED
         assert await value(client, "human") == "Name: Ada.\nLikes tea."
     assert all(is_child(span, seen.the("invoke_agent keeper")) for span in seen.named("chat scripted-model"))
+
+
+async def test_a_memory_run_is_no_part_of_the_run_that_it_reads_about(store: str) -> None:
+    """Nobody waits for it: it has a trace of its own, and `parent_run_id` leads to what was its cause."""
+    seen = Seen()
+    async with scripted(answers, store, telemetry=seen.telemetry) as (client, _):
+        await make_agents(client)
+        asked = step("Hi", agent_id="desk")
+        await client.agent.Step(asked, metadata=(("traceparent", CALLER),))
+        await memory_runs(client, 1)
+    read = seen.the("invoke_agent keeper")
+    assert read.parent is None
+    assert context(read).trace_id != context(seen.the("invoke_agent desk")).trace_id == TRACE

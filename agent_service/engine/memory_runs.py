@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable, Sequence
+from contextvars import Context
 from itertools import groupby
 
 import structlog
+from structlog.typing import FilteringBoundLogger
 
 from agent_service.domain.errors import AgentServiceError, Reason
 from agent_service.domain.memory_work import DueWork, WorkTakenError
@@ -46,17 +48,15 @@ class MemoryRuns:
     def told(self, run: Run) -> None:
         """A run stopped here: there may be something due. What others cause is found by the next look."""
         if run.status.terminal and (run.memory_plan or run.memory_part):
-            self._supervisor.spawn("begin memory runs", self._look_at_once())
+            # Apart from the run that stopped, and from its trace: what is begun is not its doing alone.
+            Context().run(self._supervisor.spawn, "begin memory runs", self._look_at_once())
 
     async def look(self) -> None:
         """Does what is due: one memory run for each memory agent."""
         async with self._looking:
             if not self._runs.accepting:
                 return
-            found = await self._store.memory_work(MAX_BEGUN)
-            # The one that is due longest counts.
-            first = {(due.tenant, due.work.memory_agent_id): due for due in reversed(found)}
-            await asyncio.gather(*(self._attend(due) for due in first.values()))
+            await asyncio.gather(*(self._attend(due) for due in await self._store.memory_work(MAX_BEGUN)))
 
     async def _look_at_once(self) -> None:
         try:
@@ -66,34 +66,33 @@ class MemoryRuns:
 
     async def _attend(self, due: DueWork) -> None:
         work = due.work
-        with structlog.contextvars.bound_contextvars(
-            memory_agent_id=work.memory_agent_id, conversation_id=due.conversation_id
-        ):
-            try:
-                if not work.run_id:
-                    await self._begin(due)
-                elif work.given_up:
-                    await self._runs.give_up(due.tenant, work.run_id)
-                else:
-                    await self._runs.retry(due.tenant, work.run_id, "")
-            except WorkTakenError:
-                log.debug("memory_run.begun_elsewhere")
-            except AgentServiceError as error:  # The next look does it, unless somebody else has.
-                log.warning("memory_run.not_begun", error=error.message)
-            except Exception:  # One that cannot begin must not hold up the others.
-                log.exception("memory_run.not_begun")
+        # Not bound for what is called: the memory run has a conversation of its own.
+        here = log.bind(memory_agent_id=work.memory_agent_id, conversation_id=due.conversation_id)
+        try:
+            if not work.run_id:
+                await self._begin(due, here)
+            elif work.given_up:
+                await self._runs.give_up(due.tenant, work.run_id)
+            else:
+                await self._runs.retry(due.tenant, work.run_id, "")
+        except WorkTakenError:
+            here.debug("memory_run.begun_elsewhere")
+        except AgentServiceError as error:  # The next look does it, unless somebody else has.
+            here.warning("memory_run.not_begun", error=error.message)
+        except Exception:  # One that cannot begin must not hold up the others.
+            here.exception("memory_run.not_begun")
 
-    async def _begin(self, due: DueWork) -> None:
+    async def _begin(self, due: DueWork, here: FilteringBoundLogger) -> None:
         try:
             new = await self._new_run(due)
         except AgentServiceError as error:
             if error.reason in (Reason.STORE_UNAVAILABLE, Reason.CONVERSATION_NOT_FOUND):
                 raise
-            log.warning("memory_run.put_off", tries=due.work.tries + 1, error=error.message)
+            here.warning("memory_run.put_off", tries=due.work.tries + 1, error=error.message)
             await self._store.postpone(due)
             return
         await self._runs.begin(due.tenant, new)
-        log.info("memory_run.begun", run_id=new.run.run_id, parent_run_id=new.run.parent_run_id)
+        here.info("memory_run.begun", run_id=new.run.run_id, parent_run_id=new.run.parent_run_id)
 
     async def _new_run(self, due: DueWork) -> NewRun:
         work = due.work

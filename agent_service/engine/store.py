@@ -153,8 +153,9 @@ class RunStore(Protocol):
         is settled as FAILED then."""
 
     async def memory_work(self, limit: int) -> tuple[DueWork, ...]:
-        """Work of memory agents, of all tenants, for which the time has come: at most `limit` that is due and whose
-        memory agent has no memory run under way, longest due first; and at most `limit` whose run is INTERRUPTED."""
+        """Work of memory agents, of all tenants, for which the time has come: what is due longest to each that has no
+        memory run under way, for at most `limit` of them, longest due first; and at most `limit` whose run is
+        INTERRUPTED."""
 
     async def postpone(self, due: DueWork) -> None:
         """Counts a failure of due work that could not begin, unless it is not as it was any more."""

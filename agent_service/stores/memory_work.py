@@ -61,7 +61,10 @@ class Works:
             ((key, work) for key, work in self._rows.items() if work.not_before <= now),
             key=lambda each: each[1].not_before,
         )
-        idle = [(key, work) for key, work in ready if work.due and not self._busy(key)][:limit]
+        waiting = [(key, work) for key, work in ready if work.due and not self._busy(key)]
+        # Of each memory agent the last one counts, which is the oldest.
+        oldest = {(key[0], key[2]): (key, work) for key, work in reversed(waiting)}
+        idle = [each for each in waiting if each in oldest.values()][:limit]
         under_way = [(key, work) for key, work in ready if work.run_id]
         interrupted = [(k, w) for k, w in under_way if run(k[0], w.run_id).status is RunStatus.INTERRUPTED][:limit]
         return tuple(DueWork(t, c, self._born(t, c), work) for (t, c, _), work in (*idle, *interrupted))

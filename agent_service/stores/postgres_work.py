@@ -134,12 +134,19 @@ async def postpone(database: Database, due: DueWork, clock: int | None) -> None:
     await database.write(work)
 
 
+_IDLE = "SELECT * FROM memory_work n WHERE n.run_id = '' AND n.due_position > n.through_position"
+_OLDEST = "ORDER BY n.tenant, n.memory_agent_id, n.not_before LIMIT 1"
+# `oldest` reads one row of the index for each memory agent, however much is due to it.
 _DUE = f"""
-    WITH clock AS MATERIALIZED (SELECT coalesce($2::bigint, {CLOCK}) AS now),
-    idle AS (
-        SELECT * FROM memory_work w
-        WHERE run_id = '' AND due_position > through_position AND not_before <= (SELECT now FROM clock)
-            AND NOT EXISTS (
+    WITH RECURSIVE clock AS MATERIALIZED (SELECT coalesce($2::bigint, {CLOCK}) AS now),
+    oldest AS (
+        ({_IDLE} {_OLDEST})
+        UNION ALL
+        SELECT later.* FROM oldest w CROSS JOIN LATERAL (
+            {_IDLE} AND (n.tenant, n.memory_agent_id) > (w.tenant, w.memory_agent_id) {_OLDEST}) AS later
+    ), idle AS (
+        SELECT * FROM oldest w
+        WHERE not_before <= (SELECT now FROM clock) AND NOT EXISTS (
                 SELECT FROM memory_work b
                 WHERE b.tenant = w.tenant AND b.memory_agent_id = w.memory_agent_id AND b.run_id <> '')
         ORDER BY not_before LIMIT $1

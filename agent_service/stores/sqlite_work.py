@@ -89,12 +89,23 @@ def postpone(db: sqlite3.Connection, due: DueWork, now: int) -> None:
         _put(db, due.tenant, row[0], put_off(due.work, now))
 
 
+_NEXT = """(
+    SELECT n.rowid FROM memory_work n WHERE n.run_id = '' AND n.due_position > n.through_position{}
+    ORDER BY n.tenant, n.memory_agent_id, n.not_before LIMIT 1)"""
+_AFTER = " AND (n.tenant, n.memory_agent_id) > (w.tenant, w.memory_agent_id)"
+# One row of the index for each memory agent, however much is due to it.
+_OLDEST = f"""
+    WITH RECURSIVE oldest (work_key) AS (
+        SELECT {_NEXT.format("")} UNION ALL
+        SELECT {_NEXT.format(_AFTER)} FROM oldest CROSS JOIN memory_work w ON w.rowid = oldest.work_key)"""
+
+
 def due_work(db: sqlite3.Connection, now: int, limit: int) -> tuple[DueWork, ...]:
     """What is due, and whose memory run is interrupted long enough, if this program can read that."""
     columns = f"w.tenant, c.conversation_id, c.create_time, {WORK_COLUMNS}"
     idle = db.execute(
-        f"SELECT {columns} FROM memory_work w JOIN conversations c USING (conversation_key) "
-        "WHERE w.run_id = '' AND w.due_position > w.through_position AND w.not_before <= ?1 AND NOT EXISTS ("
+        f"{_OLDEST} SELECT {columns} FROM oldest CROSS JOIN memory_work w ON w.rowid = oldest.work_key "
+        "JOIN conversations c USING (conversation_key) WHERE w.not_before <= ?1 AND NOT EXISTS ("
         "SELECT 1 FROM memory_work b "
         "WHERE b.tenant = w.tenant AND b.memory_agent_id = w.memory_agent_id AND b.run_id <> '') "
         "ORDER BY w.not_before LIMIT ?2",

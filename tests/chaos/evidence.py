@@ -57,7 +57,7 @@ async def gather(
     _note_due(evidence)
     found = await reading(client, evidence.due, patience_seconds)
     evidence.parts = found.parts
-    evidence.notes = await value(client, NOTES)
+    evidence.notes = await value(client, NOTES) if found.runs else ""
     await _read_all(client, evidence, [run.run_id for run in found.runs], gate)
     # The endpoint may have been asked meanwhile.
     evidence.requests, evidence.rejections, evidence.problems = upstream.requests, upstream.rejected, upstream.problems

@@ -22,7 +22,8 @@ CREATE TABLE memory_work (
 -- At most one memory run of a memory agent is under way.
 CREATE UNIQUE INDEX memory_work_under_way ON memory_work (tenant, memory_agent_id) WHERE run_id <> '';
 CREATE UNIQUE INDEX memory_work_of_run ON memory_work (tenant, run_id) WHERE run_id <> '';
-CREATE INDEX memory_work_due ON memory_work (not_before) WHERE run_id = '' AND due_position > through_position;
+CREATE INDEX memory_work_due ON memory_work (tenant, memory_agent_id, not_before)
+    WHERE run_id = '' AND due_position > through_position;
 
 CREATE TRIGGER memory_work_goes_forwards BEFORE UPDATE OF through_position, due_position ON memory_work
 WHEN NEW.through_position < OLD.through_position OR NEW.due_position < OLD.due_position
