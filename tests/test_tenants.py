@@ -456,8 +456,7 @@ async def test_a_sleeptime_agent_is_made_of_the_agents_of_its_tenant(store: str,
 
 
 async def test_a_memory_run_is_of_the_tenant_of_what_it_reads(store: str, tmp_path: Path) -> None:
-    """Two tenants have agents and conversations of the same ids: each memory agent reads, with the instructions of its
-    tenant, what was said there, and neither waits for the other."""
+    """Two tenants have agents and conversations of the same ids: each memory agent reads what was said in its own."""
     script = [says("Noted.")] * 4
     async with two_tenants(store, tmp_path, *script) as tenants:
         for number, client in enumerate(tenants):
