@@ -44,8 +44,8 @@ def publish_before_commit() -> None:
 def stale_epoch_accepted() -> None:
     """An owner goes on writing after the run was taken from it, and is not told in any other way."""
 
-    async def owner_move(self: Any, claim: Claim, move: Move[Any]) -> Any:
-        return await self._move(claim.tenant, claim.run_id, move, (), "", None)
+    async def owner_move(self: Any, claim: Claim, move: Move[Any], *, block_ids: tuple[str, ...] = ()) -> Any:
+        return await self._move(claim.tenant, claim.run_id, move, (), "", None, block_ids)
 
     patch(sqlite.SqliteStore, "owner_move", owner_move)
     owners_hear_nothing()
@@ -78,8 +78,12 @@ def receipt_not_stored() -> None:
 def row_lock_skipped() -> None:
     """A move is made of what was read before its transaction, so that another one can come between."""
 
+    moved = sqlite.SqliteStore._move
+
     async def move_unlocked(self: Any, tenant: str, run_id: str, move: Move[Any], *args: Any) -> Any:
-        call_ids, request_id, _ = args
+        call_ids, request_id, _, *block_ids = args
+        if any(block_ids):
+            return await moved(self, tenant, run_id, move, *args)
         run_key, run = await self.read(lambda db: sqlite_rows.load_run(db, tenant, run_id))
         draft = await self.read(lambda db: self._draft(db, run_key, run, call_ids, request_id))
         result, change = move(draft), draft.change()

@@ -75,8 +75,8 @@ def acknowledged_before_flush() -> None:
 def stale_epoch_accepted() -> None:
     """An owner goes on writing after the run was taken from it, and is not told in any other way."""
 
-    async def owner_move(self: Any, claim: Claim, move: Move[Any]) -> Any:
-        return await self._move(Wanted(claim.tenant, claim.run_id), move, None)
+    async def owner_move(self: Any, claim: Claim, move: Move[Any], *, block_ids: tuple[str, ...] = ()) -> Any:
+        return await self._move(Wanted(claim.tenant, claim.run_id, block_ids=block_ids), move, None)
 
     patch(PostgresStore, "owner_move", owner_move)
     owners_hear_nothing()
