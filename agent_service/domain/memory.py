@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from agent_service.domain.errors import AgentServiceError, Reason
+from agent_service.domain.etags import etag_of, expect_etag
 
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,64}")
 CHANGEABLE = ("value", "description", "limit", "read_only")
@@ -42,7 +43,7 @@ class BlockRecord:
     @property
     def etag(self) -> str:
         """Tells this state of the block from every other, also from those of an earlier block of the same id."""
-        return f"{self.create_time:x}.{self.revision}"
+        return etag_of(self.create_time, self.revision)
 
     @property
     def seen(self) -> SeenBlock:
@@ -58,13 +59,7 @@ class BlockRecord:
 
     def expect(self, etag: str) -> None:
         """Raises ETAG_MISMATCH unless the etag is empty or the present one."""
-        if etag and etag != self.etag:
-            block_id = self.block.memory_block_id
-            raise AgentServiceError(
-                Reason.ETAG_MISMATCH,
-                f"etag: memory block '{block_id}' was changed meanwhile; read it again and repeat the change",
-                metadata={"etag": self.etag},
-            )
+        expect_etag(etag, self.etag, f"memory block '{self.block.memory_block_id}'")
 
 
 @dataclass(frozen=True, slots=True)

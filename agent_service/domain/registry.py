@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from agent_service.domain.errors import AgentServiceError, Reason
+from agent_service.domain.etags import etag_of, expect_etag
 from agent_service.domain.run import AgentDefinition, RunStatus
 from agent_service.domain.tool import PendingCall, PendingKind
 from agent_service.domain.values import replace
@@ -22,7 +23,7 @@ class AgentRecord:
     @property
     def etag(self) -> str:
         """Tells this state of the agent from every other, also from those of an earlier agent of the same id."""
-        return f"{self.create_time:x}.{self.revision}"
+        return etag_of(self.create_time, self.revision)
 
     def changed(self, definition: AgentDefinition, now: int) -> AgentRecord:
         """The next revision; the same one if nothing is different."""
@@ -32,12 +33,7 @@ class AgentRecord:
 
     def expect(self, etag: str) -> None:
         """Raises ETAG_MISMATCH unless the etag is empty or the present one."""
-        if etag and etag != self.etag:
-            raise AgentServiceError(
-                Reason.ETAG_MISMATCH,
-                f"etag: agent '{self.definition.agent_id}' was changed meanwhile; read it again and repeat the change",
-                metadata={"etag": self.etag},
-            )
+        expect_etag(etag, self.etag, f"agent '{self.definition.agent_id}'")
 
 
 @dataclass(frozen=True, slots=True)

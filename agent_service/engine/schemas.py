@@ -131,9 +131,9 @@ class _Checker:
     """Whether an error may tell how each of several schemas is violated, with the value each time."""
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _checker(schema_json: str) -> _Checker:
-    """Raises ValidationError for what the library cannot use, LoopError."""
+    """Raises ValidationError for what the library cannot use, LoopError. Few are remembered: one may take megabytes."""
     schema = json.loads(schema_json)
     patterns = _patterns(schema)
     each = _PATTERNS_BYTES // max(len(patterns), 1)

@@ -30,8 +30,7 @@ from tests.service import Client, connected
 _AT_ONCE = 12
 _PROBE_SECONDS = 0.05
 _IDLE_CONNECTIONS = 200
-_GROWTH_BYTES = 128 * 1024 * 1024
-"""From a tenth of the cases to the end: what is remembered of schemas and their patterns comes to its bound."""
+_GROWTH_BYTES = 96 * 1024 * 1024
 _CHECKED_RUNS = 200
 _PROGRAM = (sys.executable, "-m", "tests.fuzz.server")
 _LIMITS = {"context_cache_bytes": 8 * 1024 * 1024}
