@@ -61,7 +61,9 @@ def test_what_would_take_for_ever_is_told_apart_and_not_begun(case: str) -> None
     assert text_violation(json.dumps(schema), text) == TOO_LONG
 
 
-@pytest.mark.parametrize("pattern", ["^(a+)+$", "(a|aa)+$", "^(?=a)(a+)+$", "(x+x+)+y", "[01]*1[01]{500}2"])
+@pytest.mark.parametrize(
+    "pattern", ["^(a+)+$", "(a|aa)+$", "^(?=a)(a+)+$", "(x+x+)+y", "[01]*1[01]{500}2", "^(a|aa)+\\1c$"]
+)
 @pytest.mark.timeout(20)
 def test_no_pattern_backtracks_without_end(pattern: str) -> None:
     """A text that the pattern would try in countless ways simply does not match."""
